@@ -1,0 +1,195 @@
+"""The seam between InferFlux and its broker: two implementations, `JetStreamBroker` and `MemoryBroker`.
+
+Every call may raise `BrokerUnavailable`. Callbacks given to `listen_*` are plain functions, called on the event loop
+in the order of the stream; they must not block and must not raise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Protocol
+
+import msgspec
+
+from .subjects import Lane, RequestKey
+from .wire import Claim
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """The prompt stream's answer to a publish. A duplicate was accepted earlier, under the same message id."""
+
+    seq: int
+    duplicate: bool
+
+
+class Bell(msgspec.Struct, frozen=True):
+    """The headers of a prompt that has just been stored in a lane."""
+
+    lane: Lane
+    seq: int
+    headers: Mapping[str, str]
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """A frame as its owner sees it: `last_seq` is the tape's sequence of the request's previous frame, or 0."""
+
+    key: RequestKey
+    seq: int
+    last_seq: int
+    body: bytes
+
+
+class TapeEntry(msgspec.Struct, frozen=True):
+    """A stored frame and its sequence in the tape."""
+
+    seq: int
+    body: bytes
+
+
+class Tape(msgspec.Struct, frozen=True):
+    """All that is stored of one request: its newest claim (None and 0 when there is none) and its frames in order."""
+
+    claim: Claim | None
+    claim_seq: int
+    frames: tuple[TapeEntry, ...]
+
+
+class LaneLimits(msgspec.Struct, frozen=True):
+    """How a lane's consumer is made: prompts in flight at most, the lease, and when an idle consumer goes away."""
+
+    max_running: int
+    lease_s: float
+    idle_s: float
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One KV entry; `value` is None when the key was deleted or has expired (seen by watchers only)."""
+
+    key: str
+    value: bytes | None
+    revision: int
+
+
+class Subscription(Protocol):
+    """What `listen_*` returns."""
+
+    async def close(self) -> None: ...
+
+
+class Delivery(Protocol):
+    """A prompt held under a lease. `num_pending` is what its lane still holds behind it."""
+
+    @property
+    def lane(self) -> Lane: ...
+    @property
+    def body(self) -> bytes: ...
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+    @property
+    def seq(self) -> int: ...
+    @property
+    def num_delivered(self) -> int: ...
+    @property
+    def num_pending(self) -> int: ...
+
+    async def ack(self) -> None:
+        """Remove the prompt from its lane. Waits for the stream's confirmation."""
+
+    async def extend(self) -> None:
+        """Start the lease anew."""
+
+    async def release(self, delay_s: float = 0.0) -> None:
+        """Hand the prompt back; it is delivered again after the delay."""
+
+
+class Bucket(Protocol):
+    """One KV bucket. Keys are subject tokens joined by dots."""
+
+    async def get(self, key: str) -> Entry | None: ...
+
+    async def put(self, key: str, value: bytes, *, ttl_s: float | None = None) -> int:
+        """Returns the new revision. `ttl_s` is refused by buckets that do not expire."""
+
+    async def create(self, key: str, value: bytes, *, ttl_s: float | None = None) -> int:
+        """Raises RevisionConflict when the key exists."""
+
+    async def update(self, key: str, value: bytes, revision: int) -> int:
+        """Raises RevisionConflict when the entry is not at `revision`."""
+
+    async def delete(self, key: str, revision: int | None = None) -> None:
+        """Deleting what is not there is fine. Raises RevisionConflict when a given revision is not current."""
+
+    async def entries(self) -> list[Entry]: ...
+
+    def watch(self) -> AsyncIterator[Entry | None]:
+        """All current entries, then None once, then every change; survives reconnects. Close with `aclose()`."""
+
+
+class Broker(Protocol):
+    """Prompts, tape, hints and KV: all that an API replica or a worker needs of the broker."""
+
+    @property
+    def connected(self) -> bool: ...
+
+    async def publish_prompt(
+        self, lane: Lane, body: bytes, *, msg_id: str, headers: Mapping[str, str] | None = None
+    ) -> Receipt:
+        """Store a prompt. Raises QueueFull; a lost ack is retried with the same message id before giving up."""
+
+    async def drop_prompt(self, seq: int) -> bool:
+        """Delete a stored prompt, held or not. False when it is gone already."""
+
+    async def read_prompt(self, seq: int) -> tuple[Lane, bytes, Mapping[str, str]] | None:
+        """A stored prompt as it was published, or None when it is gone."""
+
+    async def backlog(self, model: str | None = None) -> dict[Lane, int]:
+        """Prompts stored in each lane, queued and in flight, of one model or of all."""
+
+    async def listen_bells(self, model: str, on_bell: Callable[[Bell], None]) -> Subscription: ...
+
+    async def pull(self, lane: Lane, limits: LaneLimits) -> Delivery | None:
+        """The lane's next prompt, or None at once when nothing waits or the lane runs as much as it may.
+
+        Creates the lane's consumer when it is missing. Raises TooManyLanes.
+        """
+
+    async def put_claim(self, key: RequestKey, claim: Claim, *, expected_seq: int) -> int:
+        """Write a claim if the newest one is at `expected_seq` (0: none). Returns its sequence. Raises ClaimLost."""
+
+    async def last_claim(self, key: RequestKey) -> tuple[int, Claim] | None: ...
+
+    def send_frame(self, key: RequestKey, body: bytes) -> asyncio.Future[int]:
+        """Publish a frame at once; the future is the tape's acknowledgement (its sequence).
+
+        It fails with TapeFull or BrokerUnavailable; a failure that nobody awaits is not logged. Frames of one
+        request keep their order.
+        """
+
+    async def put_terminal(self, key: RequestKey, body: bytes, *, fence: int) -> int:
+        """Store the terminal frame if the newest claim is still the one at `fence`. Raises ClaimLost, TapeFull."""
+
+    async def read_tape(self, key: RequestKey, *, after_seq: int = 0) -> Tape:
+        """What the tape holds of a request; frames after `after_seq` only."""
+
+    async def purge_tape(self, key: RequestKey) -> None: ...
+
+    async def tape_fill(self) -> float:
+        """Share of the tape's byte limit that is in use, 0 to 1."""
+
+    async def listen_replies(self, owner: str, on_reply: Callable[[Reply], None]) -> Subscription:
+        """Every frame of every request of one owner, live."""
+
+    async def send_cancel(self, key: RequestKey) -> None:
+        """Hint to every worker that a request was cancelled; the claim decides."""
+
+    async def listen_cancels(self, on_cancel: Callable[[RequestKey], None]) -> Subscription: ...
+
+    async def send_gossip(self, model: str, body: bytes) -> None: ...
+
+    async def listen_gossip(self, model: str, on_gossip: Callable[[bytes], None]) -> Subscription: ...
+
+    async def bucket(self, name: str) -> Bucket: ...
+
+    async def close(self) -> None:
+        """Flush what was sent, then disconnect."""

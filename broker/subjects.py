@@ -1,0 +1,199 @@
+"""Every subject, stream, bucket, header and inbox prefix, and the only code that spells or parses one.
+
+Model ids, tenants and request ids become single subject tokens: `A-Z a-z 0-9 _ -` stay, every other byte of
+the UTF-8 text becomes `=XX` (upper-case hex), so `org/model:v1.5` is `org=2Fmodel=3Av1=2E5`. Tokens are also
+valid consumer names and KV keys.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+
+import msgspec
+
+ROOT = "inferflux"
+
+STREAM_PROMPTS = "PROMPTS"
+STREAM_TAPE = "TAPE"
+STREAM_LIMITS = "LIMITS"
+
+BUCKET_REGISTRY = "registry"
+BUCKET_POLICY = "policy"
+BUCKET_TENANTS = "tenants"
+BUCKET_WORKERS = "workers"
+BUCKET_IDEMPOTENCY = "idempotency"
+BUCKET_BATCHES = "batches"
+BUCKETS = (
+    BUCKET_REGISTRY,
+    BUCKET_POLICY,
+    BUCKET_TENANTS,
+    BUCKET_WORKERS,
+    BUCKET_IDEMPOTENCY,
+    BUCKET_BATCHES,
+)
+EXPIRING_BUCKETS = frozenset({BUCKET_WORKERS, BUCKET_IDEMPOTENCY})
+OBJECTS_FILES = "files"
+
+HEADER_MSG_ID = "Nats-Msg-Id"
+HEADER_TTL = "Nats-TTL"
+HEADER_EXPECTED_SUBJECT_SEQ = "Nats-Expected-Last-Subject-Sequence"
+HEADER_EXPECTED_SUBJECT = "Nats-Expected-Last-Subject-Sequence-Subject"
+HEADER_SUBJECT = "Nats-Subject"
+HEADER_SEQUENCE = "Nats-Sequence"
+HEADER_LAST_SEQUENCE = "Nats-Last-Sequence"
+HEADER_STAMP = "Inferflux-Stamp"
+HEADER_PREFIX = "Inferflux-Prefix"
+HEADER_TRACEPARENT = "traceparent"
+
+INFER_ALL = f"{ROOT}.infer.*.*.*"
+TAPE_ALL = f"{ROOT}.tape.>"
+LIMIT_ALL = f"{ROOT}.limit.*.*.*"
+CANCEL_ALL = f"{ROOT}.cancel.*.*"
+BELL_SOURCE = f"{ROOT}.infer.>"
+BELL_DESTINATION = f"{ROOT}.bell.>"
+REPLY_SOURCE = f"{ROOT}.tape.*.*.frame"
+REPLY_DESTINATION = f"{ROOT}.reply.{{{{wildcard(1)}}}}.{{{{wildcard(2)}}}}"
+
+OWNER_API = "a-"
+OWNER_TENANT = "t-"
+
+MAX_TOKEN = 200
+_PLAIN = re.compile(r"[A-Za-z0-9_-]+")
+_ESCAPE = re.compile(r"=([0-9A-F]{2})")
+_ENCODED = tuple(chr(byte) if _PLAIN.fullmatch(chr(byte)) else f"={byte:02X}" for byte in range(256))
+
+
+class ServiceClass(StrEnum):
+    """Service classes, highest first; named after the tiers that OpenAI clients send."""
+
+    PRIORITY = "priority"
+    DEFAULT = "default"
+    BATCH = "batch"
+
+
+class Lane(msgspec.Struct, frozen=True, order=True):
+    """Where a prompt waits: one subject and one consumer for each (model, class, tenant)."""
+
+    model: str
+    service_class: ServiceClass
+    tenant: str
+
+
+class RequestKey(msgspec.Struct, frozen=True, order=True):
+    """Names one request on the tape: its owner (`a-<replica>` or `t-<tenant>`) and its id, both decoded."""
+
+    owner: str
+    request: str
+
+
+def encode_token(text: str) -> str:
+    """One subject token for any text. Raises ValueError when it is empty or over 200 bytes encoded."""
+    if not text:
+        raise ValueError("a subject token cannot be empty")
+    token = text
+    if not _PLAIN.fullmatch(text):
+        token = "".join(_ENCODED[byte] for byte in text.encode())
+    if len(token) > MAX_TOKEN:
+        raise ValueError(f"{text[:40]!r} is too long for a subject: {len(token)} bytes, at most {MAX_TOKEN}")
+    return token
+
+
+def decode_token(token: str) -> str:
+    """The text that `encode_token` made this token of. Raises ValueError for what it cannot have made."""
+    if _PLAIN.fullmatch(token):
+        return token
+    text = _ESCAPE.sub(lambda match: chr(int(match[1], 16)), token).encode("latin-1").decode()
+    if encode_token(text) != token:
+        raise ValueError(f"{token!r} is not a canonical subject token")
+    return text
+
+
+def api_owner(replica: str) -> str:
+    """Owner of the requests that one API replica made."""
+    return OWNER_API + replica
+
+
+def tenant_owner(tenant: str) -> str:
+    """Owner of the requests that a tenant published itself."""
+    return OWNER_TENANT + tenant
+
+
+def infer(lane: Lane) -> str:
+    return f"{ROOT}.infer.{_lane_tokens(lane)}"
+
+
+def infer_filter(model: str) -> str:
+    """Every lane of one model."""
+    return f"{ROOT}.infer.{encode_token(model)}.*.*"
+
+
+def bell_filter(model: str) -> str:
+    return f"{ROOT}.bell.{encode_token(model)}.*.*"
+
+
+def consumer(lane: Lane) -> str:
+    """Durable consumer name of a lane: its tokens joined by `~`, which no token contains."""
+    return _lane_tokens(lane).replace(".", "~")
+
+
+def parse_lane(subject: str) -> Lane:
+    """The lane that an infer or bell subject names. Raises ValueError for any other subject."""
+    parts = subject.split(".")
+    if len(parts) != 5 or parts[0] != ROOT or parts[1] not in ("infer", "bell"):
+        raise ValueError(f"{subject!r} names no lane")
+    return Lane(decode_token(parts[2]), ServiceClass(parts[3]), decode_token(parts[4]))
+
+
+def claim(key: RequestKey) -> str:
+    return f"{ROOT}.tape.{_key_tokens(key)}.claim"
+
+
+def frame(key: RequestKey) -> str:
+    return f"{ROOT}.tape.{_key_tokens(key)}.frame"
+
+
+def tape_filter(key: RequestKey) -> str:
+    """Everything that the tape holds of one request."""
+    return f"{ROOT}.tape.{_key_tokens(key)}.*"
+
+
+def reply(key: RequestKey) -> str:
+    return f"{ROOT}.reply.{_key_tokens(key)}"
+
+
+def reply_filter(owner: str) -> str:
+    return f"{ROOT}.reply.{encode_token(owner)}.*"
+
+
+def cancel(key: RequestKey) -> str:
+    return f"{ROOT}.cancel.{_key_tokens(key)}"
+
+
+def parse_key(subject: str) -> RequestKey:
+    """The request that a tape, reply or cancel subject names. Raises ValueError for any other subject."""
+    parts = subject.split(".")
+    if len(parts) < 4 or parts[0] != ROOT or parts[1] not in ("tape", "reply", "cancel"):
+        raise ValueError(f"{subject!r} names no request")
+    return RequestKey(decode_token(parts[2]), decode_token(parts[3]))
+
+
+def fair(model: str) -> str:
+    return f"{ROOT}.fair.{encode_token(model)}"
+
+
+def limit(kind: str, ident: str, window: str) -> str:
+    return f"{ROOT}.limit.{encode_token(kind)}.{encode_token(ident)}.{encode_token(window)}"
+
+
+def inbox_prefix(role: str) -> str:
+    """Each role has its own inbox prefix, so that permissions keep one from reading another's answers."""
+    return f"_INBOX_{encode_token(role)}"
+
+
+def _lane_tokens(lane: Lane) -> str:
+    return f"{encode_token(lane.model)}.{lane.service_class}.{encode_token(lane.tenant)}"
+
+
+def _key_tokens(key: RequestKey) -> str:
+    return f"{encode_token(key.owner)}.{encode_token(key.request)}"

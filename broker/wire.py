@@ -1,0 +1,271 @@
+"""Every message that crosses a process, as JSON.
+
+Structs are frozen, unknown fields are ignored, and a new field has a default, so that any NATS client in any
+language can talk to any version of the fleet. Field names follow the OpenAI API where it has the concept.
+Times are Unix seconds; durations end in `_s`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias, TypeVar
+
+import msgspec
+
+from .errors import Code
+
+FinishReason: TypeAlias = Literal["stop", "length", "content_filter"]
+"""Why a choice ended; `stop` is an end-of-sequence token or a stop string."""
+
+
+class Wire(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of every message."""
+
+
+class Message(Wire, frozen=True, kw_only=True):
+    """One chat message. Only text content reaches a model; the API flattens text parts into one string."""
+
+    role: str
+    content: str = ""
+    name: str | None = None
+
+
+class Prompt(Wire, frozen=True, kw_only=True, tag_field="type"):
+    """What the queue holds: fields common to every kind of request.
+
+    `id` is chosen by the publisher, unique for its owner, and may be encoded as a subject token.
+    `deadline` is the latest time at which a worker may start; after it the answer is `queue_timeout`.
+    """
+
+    id: str
+    created: float = 0.0
+    deadline: float | None = None
+
+
+class Generation(Prompt, frozen=True, kw_only=True):
+    """Fields shared by completions and chats; ranges are those of the OpenAI API.
+
+    `seed` makes sampling reproducible; without one it is derived from the request, so that a second attempt
+    samples what the first would have. `logprobs` is the number of alternatives to report for each token, 0 for
+    the chosen token alone, None for no log probabilities.
+    """
+
+    max_tokens: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    n: int = 1
+    logit_bias: dict[str, float] = {}
+    logprobs: int | None = None
+    ignore_eos: bool = False
+
+
+class CompletionPrompt(Generation, frozen=True, kw_only=True, tag="completion"):
+    """Text, token ids, or several of either; choice `i * n + j` is sample `j` of prompt `i`."""
+
+    prompt: str | tuple[str | int | tuple[int, ...], ...]
+    echo: bool = False
+
+
+class ChatPrompt(Generation, frozen=True, kw_only=True, tag="chat"):
+    """A conversation, rendered by the worker with the model's own chat template."""
+
+    messages: tuple[Message, ...]
+
+
+class EmbeddingPrompt(Prompt, frozen=True, kw_only=True, tag="embedding"):
+    """Texts or token ids to embed; item `i` of the answer is a frame of choice `i`."""
+
+    input: str | tuple[str | int | tuple[int, ...], ...]
+
+
+AnyPrompt: TypeAlias = CompletionPrompt | ChatPrompt | EmbeddingPrompt
+
+
+class Claim(Wire, frozen=True, kw_only=True):
+    """One attempt at a request; the stream sequence of this message is the attempt's number.
+
+    `num_attempts` counts the claims so far that ran and were not handed back, this one included.
+    """
+
+    worker: str
+    state: Literal["running", "released", "cancelled"] = "running"
+    num_attempts: int = 1
+    at: float = 0.0
+
+
+class TokenLogprob(Wire, frozen=True, kw_only=True):
+    """A token with its log probability (natural logarithm) and its exact bytes."""
+
+    token: str
+    logprob: float
+    bytes: tuple[int, ...] = ()
+    top: tuple[TokenLogprob, ...] = ()
+
+
+class Usage(Wire, frozen=True, kw_only=True):
+    """Token counts of one request; `cached_tokens` are prompt tokens that the prefix cache held."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class Failure(Wire, frozen=True, kw_only=True):
+    """Why a request ended without an answer. `code` is one of `errors.Code`; unknown codes are server errors."""
+
+    code: str
+    message: str
+    param: str | None = None
+    retry_after_s: float | None = None
+
+
+class Frame(Wire, frozen=True, kw_only=True):
+    """A piece of one choice, or the one terminal frame of a request (`usage` or `error` is set).
+
+    `index` is the position of the first of `num_tokens` tokens within the choice. `hash` is the running keyed hash
+    of the choice's token ids after this frame; `prev`, on the first frame of an attempt, is the hash that it
+    continues from. `sealed` holds the token ids for workers alone. `model` and `backend` come with the first frame.
+    """
+
+    id: str
+    attempt: int
+    choice: int = 0
+    index: int = 0
+    num_tokens: int = 0
+    text: str = ""
+    finish_reason: FinishReason | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    embedding: tuple[float, ...] | None = None
+    hash: str | None = None
+    prev: str | None = None
+    sealed: str | None = None
+    model: str | None = None
+    backend: str | None = None
+    usage: Usage | None = None
+    error: Failure | None = None
+
+    @property
+    def terminal(self) -> bool:
+        """Whether this is the frame that ends the request."""
+        return self.usage is not None or self.error is not None
+
+
+class ModelBeat(Wire, frozen=True, kw_only=True):
+    """One model on one worker, as of this heartbeat."""
+
+    id: str
+    backend: str
+    state: Literal["loading", "ready", "failed"] = "ready"
+    reason: str | None = None
+    context_length: int = 0
+    embeddings: bool = False
+    num_slots: int = 0
+    num_free_slots: int = 0
+    num_running: int = 0
+    num_waiting: int = 0
+    num_pages: int = 0
+    num_pages_used: int = 0
+    num_pages_cached: int = 0
+    tokens_per_s: float = 0.0
+    hardware: Literal["cpu", "gpu"] = "cpu"
+
+
+class WorkerBeat(Wire, frozen=True, kw_only=True):
+    """A worker's heartbeat: the value of its expiring entry in the `workers` bucket."""
+
+    worker: str
+    epoch: str
+    host: str
+    pid: int
+    started: float
+    at: float
+    version: str = ""
+    draining: bool = False
+    rss_bytes: int = 0
+    model_bytes: int = 0
+    kv_bytes: int = 0
+    num_steps: int = 0
+    models: tuple[ModelBeat, ...] = ()
+
+
+class ServedTotal(Wire, frozen=True, kw_only=True):
+    """Weighted tokens one worker epoch has served for a tenant of a model and class: it only grows."""
+
+    service_class: str
+    tenant: str
+    total: float
+
+
+class Lift(Wire, frozen=True, kw_only=True):
+    """The level that a tenant's counter was lifted to; merged by maximum."""
+
+    tenant: str
+    level: float
+
+
+class Gossip(Wire, frozen=True, kw_only=True):
+    """What workers of a model tell each other so that they pick in one fair order. Losing one loses nothing."""
+
+    worker: str
+    epoch: str
+    model: str
+    at: float
+    num_free_slots: int = 0
+    hardware: Literal["cpu", "gpu"] = "cpu"
+    totals: tuple[ServedTotal, ...] = ()
+    lifts: tuple[Lift, ...] = ()
+
+
+T = TypeVar("T", bound=Wire)
+
+_encoder = msgspec.json.Encoder()
+_prompt_decoder = msgspec.json.Decoder(AnyPrompt)
+_frame_decoder = msgspec.json.Decoder(Frame)
+_claim_decoder = msgspec.json.Decoder(Claim)
+_beat_decoder = msgspec.json.Decoder(WorkerBeat)
+_gossip_decoder = msgspec.json.Decoder(Gossip)
+
+
+def encode(message: Wire) -> bytes:
+    """JSON bytes of any message."""
+    return _encoder.encode(message)
+
+
+def decode_prompt(body: bytes) -> AnyPrompt:
+    """Raises msgspec.ValidationError naming the field, or msgspec.DecodeError for what is no JSON."""
+    return _prompt_decoder.decode(body)
+
+
+def decode_frame(body: bytes) -> Frame:
+    return _frame_decoder.decode(body)
+
+
+def decode_claim(body: bytes) -> Claim:
+    return _claim_decoder.decode(body)
+
+
+def decode_beat(body: bytes) -> WorkerBeat:
+    return _beat_decoder.decode(body)
+
+
+def decode_gossip(body: bytes) -> Gossip:
+    return _gossip_decoder.decode(body)
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema components of the whole message surface, for documents and for other languages."""
+    _, components = msgspec.json.schema_components(
+        (CompletionPrompt, ChatPrompt, EmbeddingPrompt, Claim, Frame, WorkerBeat, Gossip),
+        ref_template="#/components/schemas/{name}",
+    )
+    return dict(components)
+
+
+def failure(code: Code, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> Failure:
+    return Failure(code=code.value, message=message, param=param, retry_after_s=retry_after_s)

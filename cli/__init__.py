@@ -1,0 +1,1 @@
+"""`inferctl`: serving, asking and operating from a terminal. May import every other room, lazily."""

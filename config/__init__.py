@@ -1,0 +1,1 @@
+"""Settings, logging and every Prometheus metric. Imports no other room."""

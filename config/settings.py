@@ -1,0 +1,230 @@
+"""Typed settings: what may be set, where it came from, and nothing that reads the environment at import."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Positive = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(ge=0)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+ServiceClassName = Literal["priority", "default", "batch"]
+Scope = Literal["generate", "read", "admin"]
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every settings section."""
+
+
+class ServerSettings(Section, frozen=True, kw_only=True):
+    """Where and how the HTTP server listens."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8080
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    max_body_bytes: Positive = 4 * 1024 * 1024
+    drain_timeout_s: Seconds = 30.0
+    hold_status_s: Seconds = 1.0
+    ping_interval_s: Seconds = 5.0
+
+
+class BrokerSettings(Section, frozen=True, kw_only=True):
+    """Where NATS is. Without `url` an embedded nats-server is started on loopback."""
+
+    url: str | None = None
+    user: str | None = None
+    password: str | None = None
+    credentials: str | None = None
+    tls_ca: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    store_dir: str = "var/nats"
+    port: Port = 4222
+    sync_interval: str = "always"
+    replicas: Literal[1, 3, 5] = 1
+    timeout_s: Seconds = 5.0
+    stamp_secret: str | None = None
+    seal_secret: str | None = None
+
+
+class QueueSettings(Section, frozen=True, kw_only=True):
+    """Bounds on what waits, leases on what runs."""
+
+    max_msgs_per_subject: Positive = 10_000
+    max_lanes: Positive = 900
+    lane_idle_s: Seconds = 300.0
+    max_running_per_lane: Positive = 256
+    lease_s: Annotated[float, Meta(ge=1)] = 15.0
+    queue_timeout_s: Seconds = 600.0
+    no_backend_grace_s: Seconds = 10.0
+    max_attempts: Positive = 3
+    resync_interval_s: Seconds = 1.0
+
+
+class TapeSettings(Section, frozen=True, kw_only=True):
+    """How much of what was generated is kept, and for how long after a request has ended."""
+
+    max_bytes: Positive = 256 * 1024 * 1024
+    window_s: Seconds = 60.0
+    max_age_s: Seconds = 3600.0
+    high_water: Share = 0.8
+    ack_timeout_s: Seconds = 1.0
+
+
+class KeySettings(Section, frozen=True, kw_only=True):
+    """One API key. A key without a tenant is its own tenant, named by a digest of the key."""
+
+    key: str
+    tenant: str | None = None
+    scopes: tuple[Scope, ...] = ("generate", "read")
+    models: tuple[str, ...] = ()
+
+
+class AuthSettings(Section, frozen=True, kw_only=True):
+    """Who may call the API."""
+
+    api_keys: tuple[KeySettings, ...] = ()
+    rate_limit_per_minute: Annotated[int, Meta(ge=0)] = 0
+    oidc_issuer: str | None = None
+    oidc_audience: str | None = None
+
+
+class TenantSettings(Section, frozen=True, kw_only=True):
+    """A tenant's share and rights. `publish` gives it NATS credentials of its own."""
+
+    id: str
+    weight: Annotated[float, Meta(gt=0)] = 1.0
+    classes: tuple[ServiceClassName, ...] = ("default", "batch")
+    max_queued: Positive | None = None
+    max_running: Positive | None = None
+    cache_group: str | None = None
+    publish: bool = False
+
+
+class RegistrySettings(Section, frozen=True, kw_only=True):
+    """The file that names the models."""
+
+    path: str = "config/registry.yaml"
+    poll_interval_s: Seconds = 2.0
+
+
+class ModelSettings(Section, frozen=True, kw_only=True):
+    """One model served without a registry; its id is the file's stem unless given."""
+
+    path: str | None = None
+    id: str | None = None
+    backend: Literal["auto", "llamacpp", "torch", "stub"] = "auto"
+
+
+class GuardrailSettings(Section, frozen=True, kw_only=True):
+    """What prompts and answers are checked against."""
+
+    blocklist: tuple[str, ...] = ()
+    opa_endpoint: str | None = None
+
+
+class LoggingSettings(Section, frozen=True, kw_only=True):
+    """What is logged, how, and where the audit log goes."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "text", "json"] = "auto"
+    audit_log: str | None = None
+
+
+class SchedulerSettings(Section, frozen=True, kw_only=True):
+    """Bounds on one engine step."""
+
+    max_batch_tokens: Positive = 512
+    max_batch_size: Positive = 32
+    chunked_prefill_tokens: Positive = 256
+
+
+class PagedKVSettings(Section, frozen=True, kw_only=True):
+    """The KV cache: `cpu_pages` of `page_size` tokens; 0 pages sizes it from the model and the batch size."""
+
+    cpu_pages: Annotated[int, Meta(ge=0)] = 0
+    page_size: Positive = 16
+    nvme_path: str | None = None
+    type: Literal["f16", "q8_0"] = "f16"
+
+
+class LlamaCppSettings(Section, frozen=True, kw_only=True):
+    """Options of the llama.cpp backend; 0 threads means one for each physical core that is really there."""
+
+    n_gpu_layers: int = 0
+    threads: Annotated[int, Meta(ge=0)] = 0
+    flash_attention: bool | None = None
+    context_length: Annotated[int, Meta(ge=0)] = 0
+
+
+class StubSettings(Section, frozen=True, kw_only=True):
+    """The stub backend: seconds for each step and for each prompt token, slots and context length."""
+
+    step_s: Seconds = 0.005
+    prefill_token_s: Seconds = 0.0
+    context_length: Positive = 8192
+
+
+class RuntimeSettings(Section, frozen=True, kw_only=True):
+    """The engine and its backends."""
+
+    scheduler: SchedulerSettings = SchedulerSettings()
+    paged_kv: PagedKVSettings = PagedKVSettings()
+    llamacpp: LlamaCppSettings = LlamaCppSettings()
+    stub: StubSettings = StubSettings()
+
+
+class MinShareSettings(Section, frozen=True, kw_only=True):
+    """The share of what the classes above it were served that a class gets at least."""
+
+    default: Share = 0.2
+    batch: Share = 0.05
+
+
+class FairnessSettings(Section, frozen=True, kw_only=True):
+    """How tenants and classes share a model."""
+
+    min_share: MinShareSettings = MinShareSettings()
+    share_window_s: Seconds = 10.0
+    gossip_interval_s: Seconds = 0.1
+    input_cost: Annotated[float, Meta(gt=0)] = 1.0
+    output_cost: Annotated[float, Meta(gt=0)] = 2.0
+
+
+class StreamSettings(Section, frozen=True, kw_only=True):
+    """Streams whose client went away."""
+
+    resume_grace_s: Seconds = 30.0
+
+
+class WorkerSettings(Section, frozen=True, kw_only=True):
+    """The worker process. `metrics_port` 0 picks a free one."""
+
+    heartbeat_s: Seconds = 1.0
+    drain_timeout_s: Seconds = 30.0
+    metrics_host: str = "127.0.0.1"
+    metrics_port: Port = 0
+    hang_timeout_s: Seconds = 60.0
+
+
+class Settings(Section, frozen=True, kw_only=True):
+    """Everything; each field is a section of the YAML file."""
+
+    server: ServerSettings = ServerSettings()
+    broker: BrokerSettings = BrokerSettings()
+    queue: QueueSettings = QueueSettings()
+    tape: TapeSettings = TapeSettings()
+    auth: AuthSettings = AuthSettings()
+    tenants: tuple[TenantSettings, ...] = ()
+    registry: RegistrySettings = RegistrySettings()
+    model: ModelSettings = ModelSettings()
+    guardrails: GuardrailSettings = GuardrailSettings()
+    logging: LoggingSettings = LoggingSettings()
+    runtime: RuntimeSettings = RuntimeSettings()
+    fairness: FairnessSettings = FairnessSettings()
+    streams: StreamSettings = StreamSettings()
+    worker: WorkerSettings = WorkerSettings()

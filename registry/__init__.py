@@ -1,0 +1,4 @@
+"""The control plane: models, tenants and their keys.
+
+May import `inferflux.config` and `inferflux.broker`.
+"""
