@@ -17,6 +17,9 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import NamedTuple
 
+from inferflux.config.errors import ConfigError as ConfigError
+from inferflux.config.errors import InferFluxError as InferFluxError
+
 
 class Code(StrEnum):
     """Machine-readable error codes: stable, and the same on NATS, HTTP and in logs."""
@@ -88,14 +91,6 @@ HTTP_ERRORS: dict[Code, HttpError] = {
     Code.OUT_OF_CAPACITY: HttpError(503, "overloaded_error"),
     Code.QUEUE_TIMEOUT: HttpError(504, "server_error"),
 }
-
-
-class InferFluxError(Exception):
-    """Root of every error that InferFlux raises on purpose."""
-
-
-class ConfigError(InferFluxError):
-    """A setting, file or credential is wrong. The message names the place and the fix."""
 
 
 class RequestError(InferFluxError):

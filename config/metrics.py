@@ -1,0 +1,143 @@
+"""Every Prometheus metric of the project, in one class for each kind of process.
+
+Names follow vLLM's where it has one, under `inferflux_`; the client library appends `_total` to counters.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+_FIRST_TOKEN_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_BETWEEN_TOKENS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+_REQUEST_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_STEP_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+_BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class ApiMetrics:
+    """What one API replica sees: requests as their clients do, and the queues."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        model = ("model",)
+        self.http_requests = Counter(
+            "inferflux_http_requests",
+            "HTTP requests answered, by route pattern and status.",
+            ("method", "route", "status"),
+            registry=registry,
+        )
+        self.request_success = Counter(
+            "inferflux_request_success",
+            "Requests that ended without an error, by finish reason.",
+            ("model", "finished_reason"),
+            registry=registry,
+        )
+        self.request_errors = Counter(
+            "inferflux_request_errors",
+            "Requests that ended with an error, by error code.",
+            ("model", "code"),
+            registry=registry,
+        )
+        self.stream_tokens = Counter(
+            "inferflux_stream_tokens", "Tokens relayed to HTTP clients.", model, registry=registry
+        )
+        self.streams_open = Gauge(
+            "inferflux_streams_open", "Requests whose answer is under way.", model, registry=registry
+        )
+        self.time_to_first_token = Histogram(
+            "inferflux_time_to_first_token_seconds",
+            "From the request's arrival to its first token.",
+            model,
+            buckets=_FIRST_TOKEN_S,
+            registry=registry,
+        )
+        self.inter_token_latency = Histogram(
+            "inferflux_inter_token_latency_seconds",
+            "Between a choice's tokens as they are relayed.",
+            model,
+            buckets=_BETWEEN_TOKENS_S,
+            registry=registry,
+        )
+        self.e2e_request_latency = Histogram(
+            "inferflux_e2e_request_latency_seconds",
+            "From the request's arrival to the end of its answer.",
+            model,
+            buckets=_REQUEST_S,
+            registry=registry,
+        )
+        self.queue_depth = Gauge(
+            "inferflux_queue_depth",
+            "Prompts stored for a model, waiting and running.",
+            ("model", "service_class"),
+            registry=registry,
+        )
+        self.workers = Gauge("inferflux_workers", "Live workers that serve a model.", model, registry=registry)
+        self.tape_fill = Gauge("inferflux_tape_fill", "Share of the tape's byte limit in use.", registry=registry)
+
+
+class WorkerMetrics:
+    """What one worker does: its engine, its pages and its share of the requests."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        model = ("model",)
+        self.num_requests_running = Gauge(
+            "inferflux_num_requests_running", "Sequences in the batch.", model, registry=registry
+        )
+        self.num_requests_waiting = Gauge(
+            "inferflux_num_requests_waiting",
+            "Sequences that this worker has pulled and that wait for a slot or for pages.",
+            model,
+            registry=registry,
+        )
+        self.kv_pages_in_use = Gauge(
+            "inferflux_kv_pages_in_use", "KV pages held by sequences.", model, registry=registry
+        )
+        self.kv_cache_usage = Gauge(
+            "inferflux_kv_cache_usage_perc",
+            "Share of the KV pages held by sequences, 0 to 1.",
+            model,
+            registry=registry,
+        )
+        self.prefix_cache_queries = Counter(
+            "inferflux_prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", model, registry=registry
+        )
+        self.prefix_cache_hits = Counter(
+            "inferflux_prefix_cache_hits", "Prompt tokens found in the prefix cache.", model, registry=registry
+        )
+        self.num_preemptions = Counter(
+            "inferflux_num_preemptions", "Sequences that gave up their pages to others.", model, registry=registry
+        )
+        self.prompt_tokens = Counter("inferflux_prompt_tokens", "Prompt tokens computed.", model, registry=registry)
+        self.generation_tokens = Counter("inferflux_generation_tokens", "Tokens generated.", model, registry=registry)
+        self.requests = Counter(
+            "inferflux_worker_requests",
+            "Attempts that ended at this worker: finished, failed, cancelled, released or lost.",
+            ("model", "outcome"),
+            registry=registry,
+        )
+        self.request_queue_time = Histogram(
+            "inferflux_request_queue_time_seconds",
+            "From a prompt's acceptance to its claim.",
+            model,
+            buckets=_REQUEST_S,
+            registry=registry,
+        )
+        self.request_prefill_time = Histogram(
+            "inferflux_request_prefill_time_seconds",
+            "From a prompt's claim to its first token.",
+            model,
+            buckets=_FIRST_TOKEN_S,
+            registry=registry,
+        )
+        self.request_decode_time = Histogram(
+            "inferflux_request_decode_time_seconds",
+            "From a request's first token to its last.",
+            model,
+            buckets=_REQUEST_S,
+            registry=registry,
+        )
+        self.step_time = Histogram(
+            "inferflux_step_seconds", "One engine step.", model, buckets=_STEP_S, registry=registry
+        )
+        self.batch_size = Histogram(
+            "inferflux_batch_size", "Sequences in one engine step.", model, buckets=_BATCH, registry=registry
+        )

@@ -1,0 +1,20 @@
+"""Settings that this version knows but cannot enforce."""
+
+from __future__ import annotations
+
+from .settings import Settings
+
+
+def unsupported(settings: Settings) -> list[str]:
+    """One sentence for each such setting that is in use: a process that would ignore a protection must not start."""
+    auth, guardrails = settings.auth, settings.guardrails
+    in_use = {
+        "auth.oidc_issuer": auth.oidc_issuer is not None,
+        "auth.oidc_audience": auth.oidc_audience is not None,
+        "auth.rate_limit_per_minute": auth.rate_limit_per_minute > 0,
+        "guardrails.blocklist": bool(guardrails.blocklist),
+        "guardrails.opa_endpoint": guardrails.opa_endpoint is not None,
+        "logging.audit_log": settings.logging.audit_log is not None,
+        "runtime.paged_kv.nvme_path": settings.runtime.paged_kv.nvme_path is not None,
+    }
+    return [f"{path} is set, but this version does not enforce it: remove it" for path, used in in_use.items() if used]
