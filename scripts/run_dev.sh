@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Sets the checkout up and serves: broker, API and worker in one command. Ctrl-C drains and stops.
+# Usage: scripts/run_dev.sh [--config FILE] [flags of `inferctl serve`]
+set -euo pipefail
+
+start=$PWD
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
+config=$root/config/server.yaml
+flags=()
+while [ $# -gt 0 ]; do
+    case $1 in
+        --config) config=${2:?--config needs a file}; shift ;;
+        --config=*) config=${1#--config=} ;;
+        *) flags+=("$1") ;;
+    esac
+    shift
+done
+
+# Paths inside the settings are relative to the checkout; the file itself may be named from anywhere.
+case $config in
+    /*) ;;
+    *) [ ! -e "$start/$config" ] || config=$start/$config ;;
+esac
+
+"$root/scripts/setup.sh"
+cd "$root"
+exec "$root/.venv/bin/inferctl" serve --config "$config" ${flags[@]+"${flags[@]}"}
