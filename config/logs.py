@@ -16,9 +16,8 @@ import traceback
 from collections.abc import Mapping
 from typing import Any, Literal, TextIO
 
+from .lifeline import supervised_name
 from .settings import LoggingSettings
-
-SUPERVISED = "INFERFLUX_SUPERVISED"
 
 _COLOURS = {"DEBUG": "2", "WARNING": "33", "ERROR": "31", "CRITICAL": "31"}
 
@@ -53,17 +52,17 @@ def get_logger(name: str) -> Log:
 
 
 def setup(settings: LoggingSettings, process: str, stream: TextIO | None = None) -> None:
-    """Send every InferFlux log line, and other libraries' warnings, to stderr, marked with the process's name.
+    """Send every InferFlux log line, and other libraries' warnings, to stderr, marked with the process they are from.
 
-    Under a supervisor, which marks the lines itself, text lines leave the name out.
+    A supervisor's name for the process (`worker-2`) wins over `process`.
     """
     stream = stream or sys.stderr
+    process = supervised_name(os.environ) or process
     handler = logging.StreamHandler(stream)
     if resolve_format(settings.format, stream) == "json":
         handler.setFormatter(JsonFormatter(process))
     else:
-        supervised = SUPERVISED in os.environ
-        handler.setFormatter(TextFormatter("" if supervised else process, coloured=wants_colour(stream, os.environ)))
+        handler.setFormatter(TextFormatter(process, coloured=wants_colour(stream, os.environ)))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
@@ -85,6 +84,11 @@ def wants_colour(stream: TextIO, environ: Mapping[str, str]) -> bool:
     return bool(environ.get("FORCE_COLOR")) or (stream.isatty() and environ.get("TERM") != "dumb")
 
 
+def process_colour(process: str) -> str:
+    """One terminal colour for each kind of process."""
+    return {"api": "36", "worker": "35", "serve": "32"}.get(process.partition("-")[0], "34")
+
+
 def escape(text: str) -> str:
     """The text with every character that could end a line or steer a terminal spelled out."""
     if text.isprintable():
@@ -103,8 +107,7 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         clock = time.strftime("%H:%M:%S", time.localtime(record.created))
         parts = [self._paint(f"{clock}.{int(record.msecs):03d}", "2")]
-        if self._process:
-            parts.append(self._paint(f"{self._process:<9}", "36"))
+        parts.append(self._paint(f"{self._process:<8}", process_colour(self._process)))
         if record.levelno != logging.INFO:
             parts.append(self._paint(record.levelname.lower(), _COLOURS.get(record.levelname, "0")))
         parts.append(self._paint(escape(record.getMessage()), "1"))
