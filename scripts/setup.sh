@@ -12,8 +12,8 @@ extras=${extras%,}
 stamp="$venv/.setup-${extras:-base}"
 log="$root/.cache/setup.log"
 
-if [ -n "${INFERFLUX_CACHE:-}" ]; then
-    cache=$INFERFLUX_CACHE
+if [ -n "${INFERFLUX_CACHE_DIR:-}" ]; then
+    cache=$INFERFLUX_CACHE_DIR
 elif [ -n "${XDG_CACHE_HOME:-}" ]; then
     cache=$XDG_CACHE_HOME/inferflux
 elif [ -n "${HOME:-}" ] && [ -w "$HOME" ]; then
