@@ -21,10 +21,28 @@ def llama_ladder() -> ModuleType:
 
 
 SAPPHIRE_RAPIDS = frozenset(
-    "sse4_2 avx f16c fma bmi2 avx2 avx_vnni avx512f avx512cd avx512vl avx512dq avx512bw avx512vbmi avx512_vnni "
-    "avx512_bf16 amx_tile amx_int8 amx_bf16".split()
+    [
+        "sse4_2",
+        "avx",
+        "f16c",
+        "fma",
+        "bmi2",
+        "avx2",
+        "avx_vnni",
+        "avx512f",
+        "avx512cd",
+        "avx512vl",
+        "avx512dq",
+        "avx512bw",
+        "avx512vbmi",
+        "avx512_vnni",
+        "avx512_bf16",
+        "amx_tile",
+        "amx_int8",
+        "amx_bf16",
+    ]
 )
-HASWELL = frozenset("sse4_2 avx f16c fma bmi2 avx2".split())
+HASWELL = frozenset(["sse4_2", "avx", "f16c", "fma", "bmi2", "avx2"])
 
 
 def switched_on(cmake_args: tuple[str, ...]) -> set[str]:
