@@ -1,7 +1,7 @@
 """The stamp: an API replica's proof that it has authenticated, admitted and checked a prompt.
 
 An HMAC-SHA256 over subject, owner, message id, body digest, expiry and policy revision, under a secret that API
-replicas and workers hold. A worker runs its own checks on every prompt without a valid, current stamp.
+replicas and workers hold. A worker runs its own checks on every prompt whose stamp does not vouch for it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,10 @@ class Stamp(msgspec.Struct, frozen=True):
     expires_s: int
     policy_revision: int
 
+    def vouches(self, *, now_s: float, policy_revision: int) -> bool:
+        """Whether the prompt may skip the worker's own checks: not expired, and checked under this policy."""
+        return now_s < self.expires_s and self.policy_revision >= policy_revision
+
 
 class Stamper:
     """Writes and checks the `Inferflux-Stamp` header: `1;<owner>;<expires>;<revision>;<base64url mac>`."""
@@ -33,14 +37,14 @@ class Stamper:
         mac = self._mac(stamp, subject, msg_id, body)
         return f"1;{stamp.owner};{stamp.expires_s};{stamp.policy_revision};{mac}"
 
-    def check(self, header: str | None, *, subject: str, msg_id: str, body: bytes, now_s: float) -> Stamp | None:
-        """The stamp when it is genuine and has not expired; None otherwise."""
+    def check(self, header: str | None, *, subject: str, msg_id: str, body: bytes) -> Stamp | None:
+        """The stamp when it is genuine, expired or not: its owner still waits for an answer. None otherwise."""
         parts = (header or "").split(";")
         if len(parts) != 5 or parts[0] != "1" or not parts[2].isdecimal() or not parts[3].isdecimal():
             return None
         stamp = Stamp(parts[1], int(parts[2]), int(parts[3]))
         genuine = hmac.compare_digest(parts[4].encode(), self._mac(stamp, subject, msg_id, body).encode())
-        return stamp if genuine and now_s < stamp.expires_s else None
+        return stamp if genuine else None
 
     def tag(self, request: str, tenant: str) -> str:
         """Binds a request id to its tenant, so that any replica can check who may resume or cancel it."""

@@ -7,9 +7,10 @@ Times are Unix seconds; durations end in `_s`.
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from .errors import Code
 
@@ -36,7 +37,7 @@ class Prompt(Wire, frozen=True, kw_only=True, tag_field="type"):
     `deadline` is the latest time at which a worker may start; after it the answer is `queue_timeout`.
     """
 
-    id: str
+    id: Annotated[str, Meta(min_length=1, max_length=128)]
     created: float = 0.0
     deadline: float | None = None
 
@@ -49,19 +50,19 @@ class Generation(Prompt, frozen=True, kw_only=True):
     the chosen token alone, None for no log probabilities.
     """
 
-    max_tokens: int | None = None
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    stop: tuple[str, ...] = ()
+    max_tokens: Annotated[int, Meta(ge=1)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] = 1.0
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Meta(ge=0)] = 0
+    min_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
+    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
+    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] = 1.0
+    stop: Annotated[tuple[Annotated[str, Meta(min_length=1)], ...], Meta(max_length=16)] = ()
     seed: int | None = None
-    n: int = 1
-    logit_bias: dict[str, float] = {}
-    logprobs: int | None = None
+    n: Annotated[int, Meta(ge=1, le=128)] = 1
+    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] = {}
+    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     ignore_eos: bool = False
 
 
@@ -90,11 +91,13 @@ AnyPrompt: TypeAlias = CompletionPrompt | ChatPrompt | EmbeddingPrompt
 class Claim(Wire, frozen=True, kw_only=True):
     """One attempt at a request; the stream sequence of this message is the attempt's number.
 
-    `num_attempts` counts the claims so far that ran and were not handed back, this one included.
+    `num_attempts` counts the claims so far that ran and were not handed back, this one included. `prompt` is the
+    claimed prompt's sequence in the stream: another prompt under the same id joins the first instead of running.
     """
 
     worker: str
     state: Literal["running", "released", "cancelled"] = "running"
+    prompt: int = 0
     num_attempts: int = 1
     at: float = 0.0
 

@@ -1,0 +1,261 @@
+"""One attempt at one request: claim it, run it, end it exactly once, and only then let go of the prompt."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Literal
+
+import msgspec
+
+from inferflux.broker.broker import Broker, Delivery
+from inferflux.broker.errors import BrokerUnavailable, ClaimLost, Code, RequestError
+from inferflux.broker.subjects import RequestKey
+from inferflux.broker.wire import AnyPrompt, Claim, CompletionPrompt, Failure, failure
+from inferflux.config.logs import get_logger
+from inferflux.config.settings import Settings
+
+from .answer import Answer, End, Label, cancelled
+from .engine.job import Job
+from .host import ModelHost
+from .outbox import Outbox
+from .prepare import prepare
+from .replay import EMPTY, Replay
+from .seal import RequestSeal
+
+log = get_logger("worker.attempt")
+
+RETRY_S = 0.2
+INLINE_BYTES = 8192
+
+
+class Task(msgspec.Struct, frozen=True):
+    """A delivered prompt that was understood, or the reason why it was not."""
+
+    key: RequestKey
+    delivery: Delivery
+    seal: RequestSeal
+    prompt: AnyPrompt | None
+    salt: str = ""
+    error: Failure | None = None
+
+
+class Attempt:
+    """Runs a task to its end. `seq` is the claim's sequence in the tape, and so the attempt's number; 0 before."""
+
+    def __init__(self, task: Task, host: ModelHost, broker: Broker, settings: Settings, worker: str) -> None:
+        self.task = task
+        self.key = task.key
+        self.delivery = task.delivery
+        self.seq = 0
+        self.num_attempts = 1
+        self.outbox = Outbox(broker, task.key, settings.tape, time.monotonic)
+        self.answer: Answer | None = None
+        self._host = host
+        self._broker = broker
+        self._settings = settings
+        self._worker = worker
+        self._asked: End | None = None
+        self._num_charged = 0
+        self._started_s = time.monotonic()
+
+    @property
+    def name(self) -> str:
+        """What the engine calls this request: unique among all owners."""
+        return f"{self.key.owner}/{self.key.request}"
+
+    @property
+    def num_slots(self) -> int:
+        """Sequences that this request occupies, or may come to occupy."""
+        return max(1, self.answer.num_open) if self.answer is not None else 1
+
+    def take_charges(self) -> tuple[int, int]:
+        """Uncached input and output tokens since the last call. Only a first attempt's input is charged."""
+        answer = self.answer
+        if answer is None or not answer.num_generated:
+            return 0, 0
+        num_input = answer.num_uncached if self.num_attempts == 1 and not self._num_charged else 0
+        num_output = answer.num_generated - self._num_charged
+        self._num_charged = answer.num_generated
+        return num_input, num_output
+
+    def stop(self, how: End) -> None:
+        """Cancel, or hand back to the queue. Takes effect before the engine's next step."""
+        self._asked = self._asked or how
+        if self.answer is not None:
+            self._host.cancel(self.name)
+            self.answer.end(self._asked)
+
+    async def run(self) -> bool:
+        """True when the request is over, as far as this worker is concerned: answered here, or by somebody else.
+
+        False when the prompt was handed back or its claim lost, so that it runs again elsewhere.
+        """
+        try:
+            replay = await self._claim()
+            if replay is None:
+                await self.delivery.ack()
+                return True
+            how = await self._generate(replay)
+            over = await self._close(how)
+        finally:
+            self._host.leave(self.name)
+        log.info(
+            "request ended" if over else "request left",
+            request=self.key.request,
+            attempt=self.seq,
+            how=how.name.lower(),
+            code=self.answer.error.code if self.answer and self.answer.error else None,
+            num_tokens=self.answer.num_generated if self.answer else 0,
+            took_s=round(time.monotonic() - self._started_s, 3),
+        )
+        return over
+
+    async def _claim(self) -> Replay | None:
+        """Become this request's one attempt. None when it has been answered or cancelled already.
+
+        The tape is read after the claim is ours: from then on no earlier attempt can add a terminal frame.
+        """
+        expected = 0
+        first = self.delivery.num_delivered == 1
+        while True:
+            if not first:
+                last = await self._patiently_last_claim()
+                if last is not None:
+                    expected, claim = last
+                    if claim.state == "cancelled":
+                        await self._confirm_cancel(expected)
+                        return None
+                    if claim.prompt != self.delivery.seq:
+                        log.warning("request id in use", request=self.key.request, owner=self.key.owner)
+                        return None
+                    self.num_attempts = claim.num_attempts + (claim.state == "running")
+            try:
+                self.seq = await self._put_claim("running", expected)
+            except ClaimLost:
+                first = False
+                continue
+            break
+        log.info("claimed", request=self.key.request, attempt=self.seq, num_attempts=self.num_attempts)
+        if first:
+            return Replay(EMPTY, self.task.seal)
+        replay = Replay(await self._broker.read_tape(self.key), self.task.seal)
+        if replay.terminal is not None:
+            log.info("answered already", request=self.key.request, attempt=self.seq)
+            return None
+        return replay
+
+    async def _generate(self, replay: Replay) -> End:
+        try:
+            jobs = await self._prepare(replay)
+        except RequestError as error:
+            self.answer = self._new_answer([], replay)
+            self.answer.error = failure(
+                error.code, error.message, param=error.param, retry_after_s=error.retry_after_s
+            )
+            return End.FAILED
+        self.answer = self._new_answer(jobs, replay)
+        if self._asked is None and self.answer.open_jobs:
+            if isinstance(self.task.prompt, CompletionPrompt) and self.task.prompt.echo:
+                self.answer.echo({job.choice: self._host.text(job.prompt) for job in jobs})
+            self._host.submit(self.name, self.answer)
+        elif self._asked is not None:
+            self.answer.end(self._asked)
+        return await self.answer.ended
+
+    async def _prepare(self, replay: Replay) -> list[Job]:
+        prompt, task = self.task.prompt, self.task
+        if task.error is not None or prompt is None:
+            error = task.error or failure(Code.INVALID_REQUEST, "the message holds no prompt")
+            raise RequestError(Code(error.code), error.message, param=error.param)
+        num = self._settings.queue.max_attempts
+        if self.num_attempts > num:
+            raise RequestError(
+                Code.ATTEMPTS_EXHAUSTED, f"{num} workers were lost while they worked on this request; it is given up"
+            )
+        if prompt.deadline is not None and time.time() > prompt.deadline:
+            raise RequestError(Code.QUEUE_TIMEOUT, "the request waited longer than its deadline allows")
+        lane = self.delivery.lane
+        template = Job(
+            request=self.name, choice=0, prompt=(), max_tokens=0, salt=task.salt, service_class=lane.service_class
+        )
+
+        def work() -> list[Job]:
+            return prepare(
+                prompt,
+                self._host.renderer,
+                self._host.capacity,
+                request=self.name,
+                seed=task.seal.seed(),
+                template=template,
+            )
+
+        inline = len(self.delivery.body) <= INLINE_BYTES
+        jobs = work() if inline else await asyncio.to_thread(work)
+        return [msgspec.structs.replace(job, resumed=replay.choice(job.choice).tokens) for job in jobs]
+
+    def _new_answer(self, jobs: list[Job], replay: Replay) -> Answer:
+        label = Label(self._host.model, self._host.backend)
+        answer = Answer(self.key.request, jobs, replay, self.task.seal, label, self.outbox.send)
+        answer.attempt = self.seq
+        return answer
+
+    async def _close(self, how: End) -> bool:
+        """End the request on the tape, then remove the prompt. A lost claim leaves both to its new owner."""
+        assert self.answer is not None
+        try:
+            match how:
+                case End.RELEASED:
+                    await self.outbox.drain()
+                    await self._put_claim("released", self.seq)
+                    await self.delivery.release()
+                    return False
+                case End.CANCELLED:
+                    self.seq = await self._put_claim("cancelled", self.seq)
+                    await self._confirm_cancel(self.seq)
+                case End.FINISHED | End.FAILED:
+                    await self.outbox.finish(self.answer.terminal(), fence=self.seq)
+        except ClaimLost:
+            return await self._yield_claim()
+        await self.delivery.ack()
+        return True
+
+    async def _yield_claim(self) -> bool:
+        last = await self._patiently_last_claim()
+        if last is not None and last[1].state == "cancelled":
+            await self.delivery.ack()
+            return True
+        if last is None:
+            # The tape was lost, and with it what we had sent: start over, from the queue.
+            await self.delivery.release()
+        log.warning("claim lost", request=self.key.request, attempt=self.seq)
+        return False
+
+    async def _confirm_cancel(self, seq: int) -> None:
+        """Whoever wrote the cancelling claim may have died before the terminal frame; a second one is a duplicate."""
+        await self.outbox.finish(cancelled(self.key.request, seq), fence=seq)
+
+    async def _put_claim(self, state: Literal["running", "released", "cancelled"], expected: int) -> int:
+        """Raises ClaimLost. Where an acknowledgement got lost, finds out whether the claim was stored."""
+        claim = Claim(
+            worker=self._worker,
+            state=state,
+            prompt=self.delivery.seq,
+            num_attempts=self.num_attempts,
+            at=time.time(),
+        )
+        while True:
+            try:
+                return await self._broker.put_claim(self.key, claim, expected_seq=expected)
+            except BrokerUnavailable:
+                await asyncio.sleep(RETRY_S)
+                last = await self._patiently_last_claim()
+                if last is not None and last[1] == claim:
+                    return last[0]
+
+    async def _patiently_last_claim(self) -> tuple[int, Claim] | None:
+        while True:
+            try:
+                return await self._broker.last_claim(self.key)
+            except BrokerUnavailable:
+                await asyncio.sleep(RETRY_S)

@@ -1,0 +1,141 @@
+"""One model on this worker: its engine, its renderer, and the answers that the engine's updates belong to."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Literal
+
+from inferflux.broker.wire import ModelBeat
+from inferflux.config.logs import get_logger
+from inferflux.config.settings import RuntimeSettings
+
+from .answer import Answer
+from .backends.backend import Backend, Capacity
+from .engine.engine import Engine
+from .engine.job import EngineStats, Update
+from .render import Renderer
+
+log = get_logger("worker.host")
+
+
+class ModelHost:
+    """Lives on the event loop; the engine steps on its own thread. One slot is one sequence that may run."""
+
+    def __init__(self, model: str, backend: Backend, settings: RuntimeSettings) -> None:
+        self.model = model
+        self.backend = backend.name
+        self.state: Literal["loading", "ready", "failed"] = "loading"
+        self.reason: str | None = None
+        self._backend = backend
+        self._engine = Engine(backend, settings.scheduler, settings.paged_kv, self._from_engine)
+        self._answers: dict[str, Answer] = {}
+        self._capacity: Capacity | None = None
+        self._renderer: Renderer | None = None
+        self._loop = asyncio.get_running_loop()
+        self._seen_steps = -1
+        self._seen_s = time.monotonic()
+        self._rate = (time.monotonic(), 0, 0.0)
+
+    @property
+    def capacity(self) -> Capacity:
+        assert self._capacity is not None
+        return self._capacity
+
+    @property
+    def renderer(self) -> Renderer:
+        assert self._renderer is not None
+        return self._renderer
+
+    async def start(self) -> None:
+        """Load the model off the event loop. Afterwards `state` says how it went."""
+        started_s = time.monotonic()
+        try:
+            self._capacity = await asyncio.to_thread(self._engine.start)
+            self._renderer = Renderer(self._backend.tokenizer)
+        except Exception as error:
+            self.state, self.reason = "failed", str(error)
+            log.error("model failed to load", model=self.model, backend=self.backend, reason=str(error))
+            return
+        self.state = "ready"
+        log.info(
+            "model ready",
+            model=self.model,
+            backend=self.backend,
+            took_s=round(time.monotonic() - started_s, 3),
+            slots=self._capacity.max_sequences,
+            context=self._capacity.context_length,
+        )
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Text of token ids."""
+        piece = self._backend.tokenizer.piece
+        return b"".join(piece(token) for token in tokens).decode("utf-8", "replace")
+
+    def submit(self, name: str, answer: Answer) -> None:
+        self._answers[name] = answer
+        self._engine.submit(answer.open_jobs)
+
+    def cancel(self, name: str) -> None:
+        """Free the request's pages before the next step."""
+        if self._answers.pop(name, None) is not None:
+            self._engine.cancel(name)
+
+    def leave(self, name: str) -> None:
+        """The request is over; should the engine still run it, it stops."""
+        answer = self._answers.pop(name, None)
+        if answer is not None and answer.open_jobs:
+            self._engine.cancel(name)
+
+    def stats(self) -> EngineStats:
+        return self._engine.stats()
+
+    def stalled_s(self) -> float:
+        """Seconds since the engine last made a step while it had work; 0 when it is idle or moving."""
+        stats, now_s = self.stats(), time.monotonic()
+        if not stats.busy or stats.num_steps != self._seen_steps:
+            self._seen_steps, self._seen_s = stats.num_steps, now_s
+        return now_s - self._seen_s
+
+    def beat(self) -> ModelBeat:
+        """This model's part of the heartbeat."""
+        if self._capacity is None:
+            return ModelBeat(id=self.model, backend=self.backend, state=self.state, reason=self.reason)
+        stats, capacity = self.stats(), self._capacity
+        return ModelBeat(
+            id=self.model,
+            backend=self.backend,
+            state=self.state,
+            context_length=capacity.context_length,
+            embeddings=capacity.embedding_size > 0,
+            num_slots=capacity.max_sequences,
+            num_free_slots=stats.num_free_slots,
+            num_running=stats.num_running,
+            num_waiting=stats.num_waiting,
+            num_pages=stats.num_pages,
+            num_pages_used=stats.num_pages_used,
+            num_pages_cached=stats.num_pages_cached,
+            tokens_per_s=self._tokens_per_s(stats),
+            hardware=capacity.hardware,
+        )
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._engine.close)
+
+    def _from_engine(self, updates: list[Update]) -> None:
+        self._loop.call_soon_threadsafe(self._dispatch, updates)
+
+    def _dispatch(self, updates: list[Update]) -> None:
+        for update in updates:
+            answer = self._answers.get(update.request)
+            if answer is not None:
+                answer.on_update(update)
+
+    def _tokens_per_s(self, stats: EngineStats) -> float:
+        since_s, num_before, rate = self._rate
+        now_s = time.monotonic()
+        if now_s - since_s >= 1.0:
+            rate = round((stats.generated_tokens - num_before) / (now_s - since_s), 1)
+            self._rate = (now_s, stats.generated_tokens, rate)
+        return rate

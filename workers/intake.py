@@ -1,0 +1,150 @@
+"""Intake: which prompt a worker pulls next, and when."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+from inferflux.broker.broker import Bell, Broker, Delivery, Subscription
+from inferflux.broker.errors import BrokerError, TooManyLanes
+from inferflux.broker.fairshare import FairShare
+from inferflux.broker.subjects import Lane
+from inferflux.broker.wire import decode_gossip, encode
+from inferflux.config.logs import get_logger
+from inferflux.config.settings import Settings
+from inferflux.registry.tenants import Tenants
+
+from .host import ModelHost
+
+log = get_logger("worker.intake")
+
+RETRY_S = 0.5
+
+
+class Intake:
+    """Hears every bell of one model, always, and pulls while the engine has room.
+
+    `held` gives the lanes of what this worker holds, once for each sequence; `accept` takes a pulled prompt.
+    """
+
+    def __init__(
+        self,
+        host: ModelHost,
+        broker: Broker,
+        fair: FairShare,
+        tenants: Tenants,
+        settings: Settings,
+        *,
+        held: Callable[[], Iterable[Lane]],
+        accept: Callable[[Delivery], None],
+    ) -> None:
+        self.fair = fair
+        self._host = host
+        self._broker = broker
+        self._tenants = tenants
+        self._settings = settings
+        self._held = held
+        self._accept = accept
+        self._wake = asyncio.Event()
+        self._subscriptions: list[Subscription] = []
+        self._pulling = True
+
+    @property
+    def num_free_slots(self) -> int:
+        """Sequences that could start now."""
+        return max(0, self._host.capacity.max_sequences - sum(1 for _ in self._held()))
+
+    def wake(self) -> None:
+        """Something changed: a slot came free, or a prompt came in."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Pull no more."""
+        self._pulling = False
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Pull until stopped."""
+        self._subscriptions = [
+            await self._broker.listen_bells(self._host.model, self._on_bell),
+            await self._broker.listen_gossip(self._host.model, self._on_gossip),
+        ]
+        background = [asyncio.create_task(self._resync_forever()), asyncio.create_task(self._gossip_forever())]
+        try:
+            while self._pulling:
+                self._wake.clear()
+                await self._pull_while_room()
+                await self._wake.wait()
+        finally:
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
+            for subscription in self._subscriptions:
+                with contextlib.suppress(BrokerError):
+                    await subscription.close()
+
+    async def _pull_while_room(self) -> None:
+        while self._pulling and self.num_free_slots and not self._leaves_to_gpu():
+            lane = self.fair.choose(time.monotonic())
+            if lane is None:
+                return
+            try:
+                limits = self._tenants.tenant(lane.tenant).lane_limits(self._settings.queue)
+                delivery = await self._broker.pull(lane, limits)
+            except TooManyLanes as error:
+                log.warning("lane left waiting", tenant=lane.tenant, reason=str(error))
+                delivery = None
+            except BrokerError as error:
+                log.warning("pull failed", model=lane.model, tenant=lane.tenant, reason=str(error))
+                await asyncio.sleep(RETRY_S)
+                continue
+            now_s = time.monotonic()
+            self.fair.set_backlog(lane, delivery.num_pending if delivery else 0, now_s)
+            if delivery is not None:
+                self._accept(delivery)
+
+    def _leaves_to_gpu(self) -> bool:
+        """A CPU worker leaves prompts to a GPU worker that has room for them."""
+        return self._host.capacity.hardware == "cpu" and self.fair.free_gpu_slots(time.monotonic()) > 0
+
+    def _on_bell(self, bell: Bell) -> None:
+        self._mark(bell.lane, self.fair.num_waiting(bell.lane) + 1)
+        self._wake.set()
+
+    def _mark(self, lane: Lane, num_waiting: int) -> None:
+        self.fair.set_weight(lane.tenant, self._tenants.tenant(lane.tenant).weight)
+        self.fair.set_backlog(lane, num_waiting, time.monotonic())
+
+    def _on_gossip(self, body: bytes) -> None:
+        try:
+            self.fair.merge(decode_gossip(body), time.monotonic())
+        except ValueError as error:
+            log.warning("gossip ignored", model=self._host.model, reason=str(error))
+        self._wake.set()
+
+    async def _resync_forever(self) -> None:
+        """Bells are not rung for redeliveries, and may be missed: ask the stream what really waits."""
+        known: set[Lane] = set()
+        while True:
+            try:
+                stored = await self._broker.backlog(self._host.model)
+                running = Counter(self._held())
+                for lane in known - stored.keys():
+                    self._mark(lane, 0)
+                for lane, num_stored in stored.items():
+                    self._mark(lane, max(0, num_stored - running[lane]))
+                known = set(stored)
+                self._wake.set()
+            except BrokerError as error:
+                log.warning("backlog unknown", model=self._host.model, reason=str(error))
+            await asyncio.sleep(self._settings.queue.resync_interval_s)
+
+    async def _gossip_forever(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.fairness.gossip_interval_s)
+            gossip = self.fair.gossip(time.monotonic(), self.num_free_slots, self._host.capacity.hardware)
+            with contextlib.suppress(BrokerError):
+                await self._broker.send_gossip(self._host.model, encode(gossip))

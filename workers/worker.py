@@ -1,0 +1,208 @@
+"""The worker: it hosts models, pulls what fairness owes, and answers for every prompt it holds."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from typing import Any
+
+from inferflux.broker.broker import Broker, Delivery
+from inferflux.broker.errors import BrokerError
+from inferflux.broker.fairshare import FairShare
+from inferflux.broker.subjects import OWNER_TENANT, Lane, RequestKey
+from inferflux.broker.wire import Claim
+from inferflux.config.logs import get_logger
+from inferflux.config.settings import Settings
+from inferflux.registry.tenants import Tenants
+
+from .answer import End, cancelled
+from .attempt import Attempt
+from .host import ModelHost
+from .intake import Intake
+from .outbox import SWEEP_INTERVAL_S
+from .reader import PromptReader
+
+log = get_logger("worker")
+
+
+class Worker:
+    """Holds prompts as attempts, each with a task of its own. `run` returns once drained."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        broker: Broker,
+        hosts: Sequence[ModelHost],
+        tenants: Tenants,
+        reader: PromptReader,
+    ) -> None:
+        self.id = f"{socket.gethostname()}-{os.getpid()}"
+        self.epoch = uuid.uuid4().hex[:12]
+        self.started = time.time()
+        self.hosts = list(hosts)
+        self._settings = settings
+        self._broker = broker
+        self._tenants = tenants
+        self._reader = reader
+        self._intakes: dict[str, Intake] = {}
+        self._attempts: dict[RequestKey, Attempt] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stopping = asyncio.Event()
+
+    @property
+    def draining(self) -> bool:
+        return self._stopping.is_set()
+
+    @property
+    def num_attempts(self) -> int:
+        return len(self._attempts)
+
+    def stop(self) -> None:
+        """Begin to drain: pull no more, finish what runs, hand back what does not finish in time."""
+        self._stopping.set()
+        for intake in self._intakes.values():
+            intake.stop()
+
+    async def run(self) -> None:
+        """Serve until stopped, then drain."""
+        cancels = await self._broker.listen_cancels(self._on_cancel)
+        background = [asyncio.create_task(self._sweep_forever()), asyncio.create_task(self._extend_forever())]
+        try:
+            serving = [asyncio.create_task(self._serve(host)) for host in self.hosts]
+            await asyncio.gather(*serving)
+            await self._stopping.wait()
+            await self._drain()
+        finally:
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
+            with contextlib.suppress(BrokerError):
+                await cancels.close()
+            await asyncio.gather(*(host.close() for host in self.hosts))
+
+    async def _serve(self, host: ModelHost) -> None:
+        await host.start()
+        if host.state != "ready" or self.draining:
+            return
+        intake = Intake(
+            host,
+            self._broker,
+            FairShare(host.model, self.id, self.epoch, self._settings.fairness),
+            self._tenants,
+            self._settings,
+            held=lambda: self._held(host),
+            accept=lambda delivery: self._accept(delivery, host),
+        )
+        self._intakes[host.model] = intake
+        await intake.run()
+
+    def _held(self, host: ModelHost) -> Iterator[Lane]:
+        """The lane of each sequence that this worker holds for a model."""
+        for attempt in self._attempts.values():
+            if attempt.delivery.lane.model == host.model:
+                yield from [attempt.delivery.lane] * attempt.num_slots
+
+    def _accept(self, delivery: Delivery, host: ModelHost) -> None:
+        task = self._reader.read(delivery)
+        running = self._attempts.get(task.key)
+        if running is not None:
+            if running.delivery.seq == delivery.seq:
+                # Our lease ran out while we were still at work; the claim is ours, so the new lease is too.
+                running.delivery = delivery
+            else:
+                log.warning("request id in use", request=task.key.request, owner=task.key.owner)
+                self._spawn(delivery.ack())
+            return
+        attempt = Attempt(task, host, self._broker, self._settings, self.id)
+        self._attempts[task.key] = attempt
+        self._spawn(self._run(attempt))
+
+    async def _run(self, attempt: Attempt) -> None:
+        try:
+            over = await attempt.run()
+        except BrokerError as error:
+            # The prompt stays in the queue, and comes back when its lease has run out.
+            log.warning("attempt given up", request=attempt.key.request, attempt=attempt.seq, reason=str(error))
+            over = False
+        except Exception as error:
+            log.error("attempt failed", error=error, request=attempt.key.request, attempt=attempt.seq)
+            over = False
+        finally:
+            self._charge(attempt)
+            if self._attempts.get(attempt.key) is attempt:
+                del self._attempts[attempt.key]
+            self._intakes[attempt.delivery.lane.model].wake()
+        if over:
+            self._after(self._settings.tape.window_s, lambda: self._purge(attempt.key))
+
+    def _on_cancel(self, key: RequestKey) -> None:
+        attempt = self._attempts.get(key)
+        if attempt is not None:
+            attempt.stop(End.CANCELLED)
+        elif key.owner.startswith(OWNER_TENANT):
+            self._spawn(self._cancel_unclaimed(key))
+
+    async def _cancel_unclaimed(self, key: RequestKey) -> None:
+        """A direct publisher cannot write claims: the first worker to hear of it cancels what nobody runs yet."""
+        claim = Claim(worker=self.id, state="cancelled", num_attempts=0, at=time.time())
+        with contextlib.suppress(BrokerError):
+            seq = await self._broker.put_claim(key, claim, expected_seq=0)
+            await self._broker.put_terminal(key, cancelled(key.request, seq), fence=seq)
+            self._after(self._settings.tape.window_s, lambda: self._purge(key))
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_INTERVAL_S)
+            for attempt in list(self._attempts.values()):
+                attempt.outbox.sweep()
+                self._charge(attempt)
+
+    def _charge(self, attempt: Attempt) -> None:
+        num_input, num_output = attempt.take_charges()
+        intake = self._intakes.get(attempt.delivery.lane.model)
+        if intake is not None and (num_input or num_output):
+            intake.fair.charge(
+                attempt.delivery.lane, num_input=num_input, num_output=num_output, now_s=time.monotonic()
+            )
+
+    async def _extend_forever(self) -> None:
+        """Leases last as long as the engine makes progress: a hung engine loses its prompts to other workers."""
+        interval_s, hang_s = self._settings.queue.lease_s / 3, self._settings.worker.hang_timeout_s
+        while True:
+            await asyncio.sleep(interval_s)
+            stalled = {host.model: host.stalled_s() for host in self.hosts if host.state == "ready"}
+            for attempt in list(self._attempts.values()):
+                if stalled.get(attempt.delivery.lane.model, 0.0) < hang_s:
+                    with contextlib.suppress(BrokerError):
+                        await attempt.delivery.extend()
+            for model, stalled_s in stalled.items():
+                if stalled_s >= hang_s:
+                    log.error("engine makes no progress", model=model, stalled_s=round(stalled_s, 1))
+
+    async def _drain(self) -> None:
+        tasks = {task for task in self._tasks if not task.done()}
+        log.info("draining", num_attempts=len(self._attempts))
+        if tasks:
+            await asyncio.wait(tasks, timeout=self._settings.worker.drain_timeout_s)
+        for attempt in list(self._attempts.values()):
+            attempt.stop(End.RELEASED)
+        left = {task for task in self._tasks if not task.done()}
+        if left:
+            await asyncio.wait(left, timeout=self._settings.broker.timeout_s)
+
+    async def _purge(self, key: RequestKey) -> None:
+        with contextlib.suppress(BrokerError):
+            await self._broker.purge_tape(key)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _after(self, delay_s: float, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        asyncio.get_running_loop().call_later(delay_s, lambda: self._spawn(work()))
