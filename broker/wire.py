@@ -198,22 +198,41 @@ class WorkerBeat(Wire, frozen=True, kw_only=True):
 
 
 class ServedTotal(Wire, frozen=True, kw_only=True):
-    """Weighted tokens one worker epoch has served for a tenant of a model and class: it only grows."""
+    """Weighted tokens one worker epoch has served for a tenant of a model and class: it only grows.
+
+    `virtual` is the same service divided by the tenant's weight at the time it was served, so that a change of
+    weight moves no counter that stands; both are merged by maximum.
+    """
 
     service_class: str
     tenant: str
     total: float
+    virtual: float = 0.0
 
 
 class Lift(Wire, frozen=True, kw_only=True):
-    """The level that a tenant's counter was lifted to; merged by maximum."""
+    """How far lifts have raised a tenant's counter in a class above its virtual service; merged by maximum."""
 
     tenant: str
     level: float
+    service_class: str = "default"
+
+
+class EpochTotals(Wire, frozen=True, kw_only=True):
+    """Totals of a worker epoch that is gone, passed on for those that never heard it."""
+
+    worker: str
+    epoch: str
+    totals: tuple[ServedTotal, ...] = ()
 
 
 class Gossip(Wire, frozen=True, kw_only=True):
-    """What workers of a model tell each other so that they pick in one fair order. Losing one loses nothing."""
+    """What workers of a model tell each other so that they pick in one fair order. Losing one loses nothing.
+
+    `at` grows with every message of an epoch. `totals` are the sender's own, those that changed and a few others;
+    `recent` is what it served to each class in the last share window. `asks`, when set, is since when the sender
+    has been asking everybody for all they know; `num_owed` counts what is still to be sent.
+    """
 
     worker: str
     epoch: str
@@ -223,6 +242,10 @@ class Gossip(Wire, frozen=True, kw_only=True):
     hardware: Literal["cpu", "gpu"] = "cpu"
     totals: tuple[ServedTotal, ...] = ()
     lifts: tuple[Lift, ...] = ()
+    gone: tuple[EpochTotals, ...] = ()
+    recent: dict[str, float] = {}
+    asks: float = 0.0
+    num_owed: int = 0
 
 
 T = TypeVar("T", bound=Wire)
