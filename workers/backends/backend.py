@@ -29,7 +29,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Capacity(msgspec.Struct, frozen=True, kw_only=True):
-    """What a started backend can hold. `context_length` bounds one sequence, prompt and output together."""
+    """What a started backend can hold. `context_length` bounds one sequence, prompt and output together.
+
+    `pages_shared` says that a page can be read from any slot; otherwise each slot has its KV to itself, and a cached
+    prefix is copied from the slot that holds it.
+    """
 
     num_pages: int
     page_size: int
@@ -39,6 +43,7 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
     vocab_size: int
     embedding_size: int
     fingerprint: str
+    pages_shared: bool = False
     hardware: Literal["cpu", "gpu"] = "cpu"
     model_bytes: int = 0
     kv_bytes: int = 0

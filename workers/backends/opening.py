@@ -1,0 +1,47 @@
+"""Choosing a backend and importing it: nothing heavier than the one that was asked for."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from inferflux.broker.errors import ConfigError
+from inferflux.config.settings import RuntimeSettings
+
+from .backend import Backend
+
+BackendKind = Literal["auto", "llamacpp", "torch", "stub"]
+
+
+def open_backend(kind: BackendKind, path: str | None, settings: RuntimeSettings) -> Backend:
+    """A backend that is not started yet. `auto` goes by the model file, and is the stub when there is none.
+
+    Raises ConfigError when nothing here can serve the file.
+    """
+    if kind == "auto":
+        kind = _kind_for(path)
+    if kind == "stub":
+        from .stub import StubBackend
+
+        return StubBackend(settings)
+    if kind == "torch":
+        raise ConfigError(
+            "backend: torch is not part of this version; llamacpp serves GGUF files, stub serves without a model"
+        )
+    if path is None:
+        raise ConfigError("backend: llamacpp needs a model file; set model.path or INFERFLUX_MODEL_PATH to a GGUF file")
+    try:
+        from .llamacpp import LlamaCppBackend
+    except ImportError as error:
+        raise ConfigError(
+            f"backend: llamacpp cannot be imported ({error}); install it with scripts/run_dev.sh, which builds it for "
+            'this processor, or with pip install "inferflux[llamacpp]"'
+        ) from error
+    return LlamaCppBackend(path, settings)
+
+
+def _kind_for(path: str | None) -> BackendKind:
+    if path is None:
+        return "stub"
+    if path.lower().endswith(".gguf"):
+        return "llamacpp"
+    raise ConfigError(f"model.path: no backend serves {path!r}; a GGUF file ends in .gguf")

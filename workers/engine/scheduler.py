@@ -1,0 +1,298 @@
+"""The scheduler: which tokens of which sequences the next step computes. Pure policy: no clock, no backend."""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Sequence as Items
+from operator import attrgetter
+
+import msgspec
+
+from inferflux.broker.errors import Code
+from inferflux.broker.wire import Failure, failure
+from inferflux.config.settings import SchedulerSettings
+
+from ..backends.backend import Capacity, Chunk, Sample
+from .job import Job
+from .pages import PagePool, root_hash
+from .sequence import Sequence
+from .slots import SlotTable
+
+_by_rank = attrgetter("rank")
+
+
+class Placement(msgspec.Struct, frozen=True):
+    """Before the batch runs, `slot` must hold `num_tokens` of a prefix: copied from `source`, or its own when None."""
+
+    slot: int
+    source: int | None
+    num_tokens: int
+
+
+class Plan(msgspec.Struct):
+    """One step: placements in this order, then the batch; `sequences[i]` owns `batch[i]`."""
+
+    placements: list[Placement]
+    sequences: list[Sequence]
+    batch: list[Chunk]
+
+
+class Scheduler:
+    """Running and waiting sequences, both in order of class, then arrival.
+
+    There is no prefill phase and no decode phase: every step closes the gap between computed and known tokens, those
+    sequences first that lack one token only. When pages run out, the last sequence in that order gives its own back
+    and waits; it is computed again from its own tokens, minus what the prefix cache still holds.
+    """
+
+    def __init__(self, settings: SchedulerSettings, capacity: Capacity) -> None:
+        self.settings = settings
+        self.capacity = capacity
+        self.slots = SlotTable(capacity.max_sequences)
+        self.pool = PagePool(capacity.num_pages, capacity.page_size, on_evict=self.slots.forget)
+        self.max_length = min(capacity.context_length, capacity.num_pages * capacity.page_size)
+        self.running: list[Sequence] = []
+        self.waiting: list[Sequence] = []
+        self.num_preemptions = 0
+        self.prefix_queries = 0
+        self.prefix_hits = 0
+        self._num_arrivals = 0
+        self._being_computed: dict[bytes, Sequence] = {}
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.running or self.waiting)
+
+    def refusal(self, job: Job) -> Failure | None:
+        """Why this job could never run here, if so."""
+        num_tokens, vocab_size = len(job.prompt), self.capacity.vocab_size
+        if not num_tokens:
+            return failure(Code.INVALID_REQUEST, "the prompt has no tokens", param="prompt")
+        if min(job.prompt) < 0 or max(job.prompt) >= vocab_size:
+            return failure(Code.INVALID_REQUEST, f"token ids must be in 0..{vocab_size - 1}", param="prompt")
+        for token, _ in job.sampling.logit_bias:
+            if not 0 <= token < vocab_size:
+                return failure(Code.INVALID_REQUEST, f"there is no token {token}", param="logit_bias")
+        if num_tokens + (not job.embed) > self.capacity.context_length:
+            text = f"the prompt has {num_tokens} tokens and the context length is {self.capacity.context_length}"
+            return failure(Code.CONTEXT_LENGTH_EXCEEDED, text, param="prompt")
+        if num_tokens + (not job.embed) > self.max_length:
+            text = f"the prompt has {num_tokens} tokens and the KV cache holds {self.max_length}"
+            return failure(Code.OUT_OF_CAPACITY, text, param="prompt")
+        return None
+
+    def add(self, job: Job) -> Sequence:
+        """Queue a job that `refusal` had nothing against."""
+        self._num_arrivals += 1
+        sequence = Sequence(job, self._num_arrivals)
+        insort(self.waiting, sequence, key=_by_rank)
+        return sequence
+
+    def cancel(self, request: str) -> list[Sequence]:
+        """Drop the request's sequences and free their pages; returns what was dropped."""
+        dropped = [sequence for sequence in (*self.running, *self.waiting) if sequence.job.request == request]
+        for sequence in dropped:
+            self.finish(sequence)
+        return dropped
+
+    def finish(self, sequence: Sequence) -> None:
+        """The sequence has ended, for whatever reason: free its pages, which stay cached."""
+        if sequence.slot is None:
+            self.waiting.remove(sequence)
+        else:
+            self.running.remove(sequence)
+            self._release(sequence)
+
+    def discard(self, sequence: Sequence) -> None:
+        """Like `finish`, after a failure: what the sequence's slot holds is not to be trusted."""
+        slot = sequence.slot
+        self.finish(sequence)
+        if slot is not None:
+            self._forget(self.slots.clear(slot))
+
+    def schedule(self) -> Plan:
+        """Choose the next step's batch. Empty only when there is no work."""
+        chosen: dict[Sequence, int] = {}
+        num_preemptions = self.num_preemptions
+        budget = self._schedule_running(chosen)
+        placements: list[Placement] = []
+        if num_preemptions == self.num_preemptions:
+            self._admit(chosen, placements, budget)
+        return Plan(placements, list(chosen), [self._chunk(sequence, count) for sequence, count in chosen.items()])
+
+    def commit(self, plan: Plan, samples: Items[Sample]) -> list[tuple[Sequence, Sample]]:
+        """Record what the step computed; returns the samples that were asked for, with their sequences."""
+        drawn = []
+        for sequence, chunk, sample in zip(plan.sequences, plan.batch, samples, strict=True):
+            sequence.num_computed += len(chunk.tokens)
+            if chunk.embed:
+                drawn.append((sequence, sample))
+                continue
+            if sequence.num_computed // self.pool.page_size > sequence.num_sealed:
+                self._seal(sequence)
+            if sample.token is not None:
+                sequence.tokens.append(sample.token)
+                drawn.append((sequence, sample))
+        return drawn
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError when pool, slots and sequences disagree."""
+        self.pool.check_integrity(sequence.block_table for sequence in self.running)
+        assert all(not sequence.block_table and sequence.slot is None for sequence in self.waiting)
+        busy = {sequence.slot for sequence in self.running}
+        assert len(busy) == len(self.running), "two sequences share a slot"
+        assert len(busy) + self.slots.num_idle == self.capacity.max_sequences, "a slot is neither idle nor in use"
+        for sequence in self.running:
+            assert sequence.num_computed < len(sequence.tokens) <= self.max_length, "a sequence is past its end"
+        for page_hash, sequence in self._being_computed.items():
+            assert sequence in self.running, "a sequence that does not run is said to compute a page"
+            assert page_hash in sequence.page_hashes[sequence.num_sealed :]
+        if not self.capacity.pages_shared:
+            for slot in range(self.capacity.max_sequences):
+                held = self.slots.held(slot)
+                assert len(self.pool.match(held)) == len(held), "a slot holds a page that the pool does not know"
+
+    def _schedule_running(self, chosen: dict[Sequence, int]) -> int:
+        """Returns how many prompt tokens the step still has room for."""
+        budget = min(self.settings.max_batch_tokens, self.capacity.max_batch_tokens)
+        prefilling = []
+        for sequence in tuple(self.running):
+            if sequence.num_remaining > 1:
+                prefilling.append(sequence)
+            elif sequence.slot is not None and budget and self._grow(sequence, chosen):
+                chosen[sequence] = 1
+                budget -= 1
+        if chosen:
+            budget = min(budget, self.settings.chunked_prefill_tokens)
+        for sequence in prefilling:
+            if sequence.slot is None or not budget:
+                continue
+            count = min(sequence.num_remaining, budget)
+            chosen[sequence] = count
+            budget -= count
+        return budget
+
+    def _grow(self, sequence: Sequence, chosen: dict[Sequence, int]) -> bool:
+        """Get the page for a sequence's next token, from the last in order if need be; False when that is itself."""
+        if len(sequence.block_table) * self.pool.page_size >= len(sequence.tokens):
+            return True
+        while (pages := self.pool.allocate(1)) is None:
+            victim = self.running[-1]
+            chosen.pop(victim, None)
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        sequence.block_table += pages
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        self._release(sequence)
+        sequence.num_computed = sequence.num_sealed = 0
+        self.num_preemptions += 1
+        insort(self.waiting, sequence, key=_by_rank)
+
+    def _admit(self, chosen: dict[Sequence, int], placements: list[Placement], budget: int) -> None:
+        max_running = min(self.settings.max_batch_size, self.settings.max_batch_tokens, self.capacity.max_batch_tokens)
+        for sequence in tuple(self.waiting):
+            if not budget or not self.slots.num_idle or len(self.running) >= max_running:
+                return
+            prefix = self._cached_prefix(sequence)
+            if prefix is None:
+                continue
+            if not self._place(sequence, prefix, placements):
+                return
+            # An embedding is one chunk whatever its length, and ends the step.
+            count = sequence.num_remaining if sequence.job.embed else min(sequence.num_remaining, budget)
+            chosen[sequence] = count
+            budget = max(budget - count, 0)
+
+    def _cached_prefix(self, sequence: Sequence) -> list[int] | None:
+        """The cached pages that the sequence can start from; at least one token is left to compute.
+
+        None when a sequence that runs and is not of a lower class is about to compute the next page of the same
+        prefix: waiting for it computes nothing twice. That is how several samples of one prompt share its prefill.
+        """
+        if sequence.job.embed:
+            return []
+        size = self.pool.page_size
+        root = root_hash(self.capacity.fingerprint, sequence.job.salt)
+        sequence.extend_hashes(root, size)
+        usable = sequence.page_hashes[: (len(sequence.tokens) - 1) // size]
+        pages = self.pool.match(usable)
+        if len(pages) < len(usable):
+            other = self._being_computed.get(usable[len(pages)])
+            if other is not None and other.rank[0] <= sequence.rank[0]:
+                return None
+        return pages
+
+    def _place(self, sequence: Sequence, prefix: list[int], placements: list[Placement]) -> bool:
+        """Move a waiting sequence into a slot with the pages for all its tokens; False when there are too few."""
+        pool = self.pool
+        pool.hold(prefix)
+        pages = pool.allocate(pool.num_pages_for(len(sequence.tokens)) - len(prefix))
+        if pages is None:
+            pool.release(prefix)
+            return False
+        num_cached = len(prefix) * pool.page_size
+        resident = [] if self.capacity.pages_shared else sequence.page_hashes[: len(prefix)]
+        slot, source = self.slots.place(resident)
+        self._forget(self.slots.take(slot, resident))
+        placements.append(Placement(slot, source, num_cached))
+        sequence.slot = slot
+        sequence.block_table = prefix + pages
+        sequence.num_computed = num_cached
+        sequence.num_sealed = len(prefix)
+        if not sequence.was_admitted:
+            sequence.was_admitted = True
+            sequence.num_cached = min(num_cached, len(sequence.job.prompt))
+            if not sequence.job.embed:
+                self.prefix_queries += len(sequence.tokens)
+                self.prefix_hits += num_cached
+        for page_hash in sequence.page_hashes[len(prefix) :]:
+            self._being_computed.setdefault(page_hash, sequence)
+        self.waiting.remove(sequence)
+        insort(self.running, sequence, key=_by_rank)
+        return True
+
+    def _release(self, sequence: Sequence) -> None:
+        assert sequence.slot is not None
+        for page_hash in sequence.page_hashes[sequence.num_sealed :]:
+            if self._being_computed.get(page_hash) is sequence:
+                del self._being_computed[page_hash]
+        self.pool.release(sequence.block_table)
+        self.slots.put(sequence.slot)
+        sequence.block_table = []
+        sequence.slot = None
+
+    def _seal(self, sequence: Sequence) -> None:
+        """Name the pages that have become full, so that others can start from them."""
+        assert sequence.slot is not None
+        sequence.extend_hashes(root_hash(self.capacity.fingerprint, sequence.job.salt), self.pool.page_size)
+        for index in range(sequence.num_sealed, sequence.num_computed // self.pool.page_size):
+            page_hash = sequence.page_hashes[index]
+            sequence.block_table[index] = self.pool.seal(sequence.block_table[index], page_hash)
+            if not self.capacity.pages_shared:
+                self.slots.extend(sequence.slot, page_hash)
+            if self._being_computed.get(page_hash) is sequence:
+                del self._being_computed[page_hash]
+            sequence.num_sealed = index + 1
+
+    def _forget(self, hashes: Items[bytes]) -> None:
+        for page_hash in hashes:
+            self.pool.forget(page_hash)
+
+    def _chunk(self, sequence: Sequence, count: int) -> Chunk:
+        assert sequence.slot is not None
+        start, tokens, job = sequence.num_computed, sequence.tokens, sequence.job
+        wants_token = start + count == len(tokens) and not job.embed
+        return Chunk(
+            slot=sequence.slot,
+            start=start,
+            tokens=tokens[start : start + count],
+            block_table=sequence.block_table,
+            sampling=job.sampling if wants_token else None,
+            history=tokens if wants_token else (),
+            num_prompt_tokens=len(job.prompt),
+            embed=job.embed,
+        )
