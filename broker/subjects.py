@@ -42,6 +42,11 @@ HEADER_EXPECTED_SUBJECT = "Nats-Expected-Last-Subject-Sequence-Subject"
 HEADER_SUBJECT = "Nats-Subject"
 HEADER_SEQUENCE = "Nats-Sequence"
 HEADER_LAST_SEQUENCE = "Nats-Last-Sequence"
+HEADER_NUM_PENDING = "Nats-Num-Pending"
+HEADER_LAST_CONSUMER = "Nats-Last-Consumer"
+HEADER_ROLLUP = "Nats-Rollup"
+HEADER_MARKER_REASON = "Nats-Marker-Reason"
+HEADER_KV_OPERATION = "KV-Operation"
 HEADER_STAMP = "Inferflux-Stamp"
 HEADER_PREFIX = "Inferflux-Prefix"
 HEADER_TRACEPARENT = "traceparent"
@@ -57,6 +62,10 @@ REPLY_DESTINATION = f"{ROOT}.reply.{{{{wildcard(1)}}}}.{{{{wildcard(2)}}}}"
 
 OWNER_API = "a-"
 OWNER_TENANT = "t-"
+
+FAIR_ALL = f"{ROOT}.fair.*"
+REPLY_ALL = f"{ROOT}.reply.*.*"
+ACK_PROMPTS = f"$JS.ACK.{STREAM_PROMPTS}.>"
 
 MAX_TOKEN = 200
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+")
@@ -128,6 +137,11 @@ def infer_filter(model: str) -> str:
     return f"{ROOT}.infer.{encode_token(model)}.*.*"
 
 
+def infer_of(tenant: str, service_class: str) -> str:
+    """Every lane of one tenant and class, whatever the model."""
+    return f"{ROOT}.infer.*.{service_class}.{encode_token(tenant)}"
+
+
 def bell_filter(model: str) -> str:
     return f"{ROOT}.bell.{encode_token(model)}.*.*"
 
@@ -170,6 +184,10 @@ def cancel(key: RequestKey) -> str:
     return f"{ROOT}.cancel.{_key_tokens(key)}"
 
 
+def cancel_filter(owner: str) -> str:
+    return f"{ROOT}.cancel.{encode_token(owner)}.*"
+
+
 def parse_key(subject: str) -> RequestKey:
     """The request that a tape, reply or cancel subject names. Raises ValueError for any other subject."""
     parts = subject.split(".")
@@ -189,6 +207,31 @@ def limit(kind: str, ident: str, window: str) -> str:
 def inbox_prefix(role: str) -> str:
     """Each role has its own inbox prefix, so that permissions keep one from reading another's answers."""
     return f"_INBOX_{encode_token(role)}"
+
+
+def js_api(*tokens: str) -> str:
+    """The subject of one JetStream API call, such as `js_api("STREAM", "INFO", STREAM_TAPE)`."""
+    return ".".join(("$JS.API", *tokens))
+
+
+def kv_stream(bucket: str) -> str:
+    """The stream behind a KV bucket."""
+    return f"KV_{bucket}"
+
+
+def kv(bucket: str, key: str) -> str:
+    """Where an entry is put; the key `>` names all of them."""
+    return f"$KV.{bucket}.{key}"
+
+
+def object_stream(store: str) -> str:
+    """The stream behind an object store."""
+    return f"OBJ_{store}"
+
+
+def object_subjects(store: str) -> tuple[str, str]:
+    """Where an object store keeps its chunks and what describes them."""
+    return f"$O.{store}.C.>", f"$O.{store}.M.>"
 
 
 def _lane_tokens(lane: Lane) -> str:

@@ -1,0 +1,103 @@
+"""A prompt that JetStream delivered: held under a lease until it is acknowledged or handed back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from .broker import Delivery
+from .errors import BrokerError, BrokerUnavailable
+from .jetstream_api import ERR_NO_MESSAGE, ApiError, JetStreamApi
+from .link import Link, Packet
+from .subjects import STREAM_PROMPTS, Lane
+
+NANOS = 1_000_000_000
+
+
+class AckSubject(msgspec.Struct, frozen=True):
+    """What the reply subject of a delivered message tells (with or without a domain in front)."""
+
+    num_delivered: int
+    stream_seq: int
+    consumer_seq: int
+    num_pending: int
+
+    @classmethod
+    def parse(cls, subject: str) -> AckSubject:
+        """Raises ValueError for any other subject."""
+        tokens = subject.split(".")
+        if tokens[:2] != ["$JS", "ACK"] or len(tokens) < 9:
+            raise ValueError(f"{subject!r} acknowledges nothing")
+        start = 4 if len(tokens) == 9 else 6
+        delivered, stream_seq, consumer_seq, _, pending = (int(token) for token in tokens[start : start + 5])
+        return cls(delivered, stream_seq, consumer_seq, pending)
+
+
+class JetStreamDelivery(Delivery):
+    """One prompt in this process's hands."""
+
+    def __init__(self, link: Link, js: JetStreamApi, lane: Lane, packet: Packet) -> None:
+        self._link = link
+        self._js = js
+        self._lane = lane
+        self._packet = packet
+        self._headers: Mapping[str, str] | None = None
+        self._about = AckSubject.parse(packet.reply)
+
+    @property
+    def lane(self) -> Lane:
+        return self._lane
+
+    @property
+    def body(self) -> bytes:
+        return self._packet.data
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        if self._headers is None:
+            self._headers = self._packet.headers
+        return self._headers
+
+    @property
+    def seq(self) -> int:
+        return self._about.stream_seq
+
+    @property
+    def num_delivered(self) -> int:
+        return self._about.num_delivered
+
+    @property
+    def num_pending(self) -> int:
+        return self._about.num_pending
+
+    async def ack(self) -> None:
+        answer = await self._link.request(self._packet.reply, b"+ACK")
+        if answer.status is not None:
+            # The consumer went away while the prompt ran; the prompt itself is still stored.
+            await delete_prompt(self._js, self.seq)
+
+    async def extend(self) -> None:
+        self._link.send(self._packet.reply, b"+WPI")
+
+    async def release(self, delay_s: float = 0.0) -> None:
+        release(self._link, self._packet, delay_s)
+
+
+def release(link: Link, packet: Packet, delay_s: float = 0.0) -> None:
+    """Hand a delivered message back; a connection that is down lets its lease run out instead."""
+    delay = b' {"delay": %d}' % int(delay_s * NANOS) if delay_s > 0 else b""
+    link.send(packet.reply, b"-NAK" + delay)
+
+
+async def delete_prompt(js: JetStreamApi, seq: int) -> bool:
+    """Delete a stored prompt, held or not. False when it was gone."""
+    try:
+        answer = await js.call("STREAM", "MSG", "DELETE", STREAM_PROMPTS, body={"seq": seq, "no_erase": True})
+    except ApiError as error:
+        if error.err_code == ERR_NO_MESSAGE or "not found" in error.description or "no message" in error.description:
+            return False
+        if error.temporary:
+            raise BrokerUnavailable(str(error)) from error
+        raise BrokerError(f"cannot delete prompt {seq}: {error.description}") from error
+    return bool(answer.get("success"))

@@ -1,0 +1,192 @@
+"""The broker on NATS JetStream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+from inferflux.config.logs import get_logger
+from inferflux.config.settings import Settings
+
+from . import subjects, topology
+from .broker import Bell, Broker, Bucket, Delivery, LaneLimits, Receipt, Reply, Subscription, Tape
+from .bucket import JetStreamBucket
+from .credentials import ROLE_ADMIN, ROLE_API, Connection, resolve
+from .delivery import delete_prompt
+from .errors import BrokerError, QueueFull
+from .frames import FramePublisher
+from .jetstream_api import ERR_STREAM_STORE_FAILED, ApiError, JetStreamApi
+from .lanes import Lanes
+from .link import Link, Packet
+from .subjects import STREAM_PROMPTS, Lane, RequestKey
+from .tape import TapeStream
+from .wire import Claim
+
+CONNECT_DEADLINE_S = 15.0
+
+log = get_logger("broker")
+
+
+class JetStreamBroker(Broker):
+    """One process's view of the broker, over one connection."""
+
+    def __init__(self, settings: Settings, link: Link) -> None:
+        self._link = link
+        self._js = JetStreamApi(link, timeout_s=settings.broker.timeout_s)
+        self._lanes = Lanes(link, self._js, max_lanes=settings.queue.max_lanes)
+        self._frames = FramePublisher(link, timeout_s=settings.tape.ack_timeout_s)
+        self._tape = TapeStream(link, self._js)
+
+    @classmethod
+    async def connect(
+        cls,
+        settings: Settings,
+        role: str,
+        name: str,
+        *,
+        connection: Connection | None = None,
+        deadline_s: float = CONNECT_DEADLINE_S,
+    ) -> JetStreamBroker:
+        """Connect as a role; `api` and `admin` create the streams, others wait for them.
+
+        Raises ConfigError for what a person must fix, BrokerUnavailable when the deadline passes.
+        """
+        link = Link(
+            resolve(settings.broker, role) if connection is None else connection,
+            name=name,
+            timeout_s=settings.broker.timeout_s,
+        )
+        broker = cls(settings, link)
+        try:
+            await link.open(deadline_s)
+            if role in (ROLE_API, ROLE_ADMIN):
+                await topology.ensure(broker._js, settings)
+            else:
+                await topology.wait(broker._js, settings, deadline_s)
+            for part in (broker._lanes, broker._frames, broker._tape):
+                await part.open()
+            await link.flush()
+        except BaseException:
+            await link.close()
+            raise
+        return broker
+
+    @property
+    def connected(self) -> bool:
+        return self._link.connected
+
+    async def publish_prompt(
+        self, lane: Lane, body: bytes, *, msg_id: str, headers: Mapping[str, str] | None = None
+    ) -> Receipt:
+        try:
+            ack = await self._js.publish(
+                subjects.infer(lane), body, {**(headers or {}), subjects.HEADER_MSG_ID: msg_id}
+            )
+        except ApiError as error:
+            if error.err_code == ERR_STREAM_STORE_FAILED and "per subject" in error.description:
+                raise QueueFull(f"{lane.tenant} has as many prompts waiting as a lane may hold") from error
+            raise
+        return Receipt(ack.seq, ack.duplicate)
+
+    async def drop_prompt(self, seq: int) -> bool:
+        return await delete_prompt(self._js, seq)
+
+    async def read_prompt(self, seq: int) -> tuple[Lane, bytes, Mapping[str, str]] | None:
+        stored = await self._js.stored(STREAM_PROMPTS, seq=seq)
+        return None if stored is None else (subjects.parse_lane(stored.subject), stored.data, stored.headers)
+
+    async def backlog(self, model: str | None = None) -> dict[Lane, int]:
+        wanted = subjects.INFER_ALL if model is None else subjects.infer_filter(model)
+        counts: dict[str, int] = {}
+        while True:
+            info = await self._js.call(
+                "STREAM", "INFO", STREAM_PROMPTS, body={"subjects_filter": wanted, "offset": len(counts)}
+            )
+            page: dict[str, int] = info["state"].get("subjects") or {}
+            counts |= page
+            if not page or len(counts) >= int(info.get("total", 0)):
+                return _by_lane(counts)
+
+    async def listen_bells(self, model: str, on_bell: Callable[[Bell], None]) -> Subscription:
+        def on_packet(packet: Packet) -> None:
+            headers = packet.headers
+            on_bell(Bell(subjects.parse_lane(packet.subject), int(headers[subjects.HEADER_SEQUENCE]), headers))
+
+        return await self._listen(subjects.bell_filter(model), on_packet)
+
+    async def pull(self, lane: Lane, limits: LaneLimits) -> Delivery | None:
+        return await self._lanes.pull(lane, limits)
+
+    async def put_claim(self, key: RequestKey, claim: Claim, *, expected_seq: int) -> int:
+        return await self._tape.put_claim(key, claim, expected_seq=expected_seq)
+
+    async def last_claim(self, key: RequestKey) -> tuple[int, Claim] | None:
+        return await self._tape.last_claim(key)
+
+    def send_frame(self, key: RequestKey, body: bytes) -> asyncio.Future[int]:
+        return self._frames.send(key, body)
+
+    async def put_terminal(self, key: RequestKey, body: bytes, *, fence: int) -> int:
+        return await self._tape.put_terminal(key, body, fence=fence)
+
+    async def read_tape(self, key: RequestKey, *, after_seq: int = 0) -> Tape:
+        return await self._tape.read(key, after_seq)
+
+    async def purge_tape(self, key: RequestKey) -> None:
+        await self._tape.purge(key)
+
+    async def tape_fill(self) -> float:
+        return await self._tape.fill()
+
+    async def listen_replies(self, owner: str, on_reply: Callable[[Reply], None]) -> Subscription:
+        def on_packet(packet: Packet) -> None:
+            headers = packet.headers
+            on_reply(
+                Reply(
+                    subjects.parse_key(packet.subject),
+                    int(headers[subjects.HEADER_SEQUENCE]),
+                    int(headers.get(subjects.HEADER_LAST_SEQUENCE, "0")),
+                    packet.data,
+                )
+            )
+
+        return await self._listen(subjects.reply_filter(owner), on_packet)
+
+    async def send_cancel(self, key: RequestKey) -> None:
+        self._link.send(subjects.cancel(key), b"")
+
+    async def listen_cancels(self, on_cancel: Callable[[RequestKey], None]) -> Subscription:
+        return await self._listen(subjects.CANCEL_ALL, lambda packet: on_cancel(subjects.parse_key(packet.subject)))
+
+    async def send_gossip(self, model: str, body: bytes) -> None:
+        self._link.send(subjects.fair(model), body)
+
+    async def listen_gossip(self, model: str, on_gossip: Callable[[bytes], None]) -> Subscription:
+        return await self._listen(subjects.fair(model), lambda packet: on_gossip(packet.data))
+
+    async def bucket(self, name: str) -> Bucket:
+        return JetStreamBucket(self._link, self._js, name)
+
+    async def close(self) -> None:
+        try:
+            await self._link.flush()
+        except BrokerError as error:
+            log.warning("closing without a last flush", reason=str(error))
+        self._frames.close()
+        await self._link.close()
+
+    async def _listen(self, subject: str, on_packet: Callable[[Packet], None]) -> Subscription:
+        subscription = await self._link.listen(subject, on_packet)
+        # Whoever publishes after this call returned must be heard.
+        await self._link.flush()
+        return subscription
+
+
+def _by_lane(counts: Mapping[str, int]) -> dict[Lane, int]:
+    lanes: dict[Lane, int] = {}
+    for subject, count in counts.items():
+        try:
+            lanes[subjects.parse_lane(subject)] = count
+        except ValueError:
+            log.warning("a prompt waits on a subject that is no lane", subject=subject)
+    return lanes

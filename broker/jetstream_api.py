@@ -1,0 +1,137 @@
+"""JetStream's request and reply protocol: API calls, and publishes that the stream acknowledges."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from . import subjects
+from .errors import BrokerError, BrokerUnavailable
+from .link import Link, Packet, encode_headers
+
+ERR_CONSUMER_NOT_FOUND = 10014
+ERR_MAX_CONSUMERS = 10026
+ERR_NO_MESSAGE = 10037
+ERR_STREAM_NOT_FOUND = 10059
+ERR_STREAM_EXISTS = 10058
+ERR_STREAM_STORE_FAILED = 10077
+ERR_WRONG_LAST_SEQ = frozenset({10071, 10164})
+ERR_INSUFFICIENT_RESOURCES = frozenset({10023, 10047})
+ERR_DUPLICATE_IN_PROCESS = 10158
+
+RETRY_PAUSE_S = 0.05
+TRY_S = 1.0
+
+_ACTUAL_SEQ = re.compile(r"wrong last sequence: (\d+)$")
+
+
+class ApiError(BrokerError):
+    """JetStream said no: `code` is like an HTTP status, `err_code` is the server's own."""
+
+    def __init__(self, code: int, err_code: int, description: str) -> None:
+        super().__init__(f"JetStream: {description} ({err_code})")
+        self.code = code
+        self.err_code = err_code
+        self.description = description
+
+    @property
+    def temporary(self) -> bool:
+        """Whether trying the same again soon can help: a leader is being elected, a duplicate is on its way."""
+        return self.err_code == ERR_DUPLICATE_IN_PROCESS or (
+            self.code == 503 and self.err_code not in ERR_INSUFFICIENT_RESOURCES | {ERR_STREAM_STORE_FAILED}
+        )
+
+    @property
+    def actual_seq(self) -> int | None:
+        """The sequence that a failed compare-and-set found, where the server tells."""
+        match = _ACTUAL_SEQ.search(self.description)
+        return int(match[1]) if match else None
+
+
+class Ack(msgspec.Struct, frozen=True):
+    """A stream's answer to a publish."""
+
+    seq: int
+    duplicate: bool = False
+
+
+class StoredMessage(msgspec.Struct, frozen=True):
+    """A message as a stream holds it."""
+
+    subject: str
+    seq: int
+    data: bytes
+    headers: Mapping[str, str]
+
+
+class JetStreamApi:
+    """API calls over one link; errors become `ApiError`, silence becomes `BrokerUnavailable`."""
+
+    def __init__(self, link: Link, *, timeout_s: float) -> None:
+        self._link = link
+        self.timeout_s = timeout_s
+
+    async def call(self, *tokens: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """One API call, such as `call("STREAM", "INFO", name)`, and its decoded answer."""
+        subject = subjects.js_api(*tokens)
+        packet = await self._link.request(subject, msgspec.json.encode(body) if body is not None else b"")
+        if packet.status is not None:
+            raise BrokerUnavailable(f"JetStream does not answer on {subject}: {packet.status} {packet.description}")
+        return _checked(packet.data)
+
+    async def publish(self, subject: str, data: bytes, headers: Mapping[str, str]) -> Ack:
+        """Publish until the stream has answered. Only for messages whose headers make a second copy harmless:
+        a message id, or a compare-and-set."""
+        raw_headers = encode_headers(headers)
+        deadline = time.monotonic() + self.timeout_s
+        while True:
+            left_s = deadline - time.monotonic()
+            try:
+                await self._link.wait_connected(max(left_s, 0.001))
+                packet = await self._link.request(
+                    subject, data, headers=raw_headers, timeout_s=min(TRY_S, max(left_s, 0.001))
+                )
+                if packet.status is None:
+                    answer = _checked(packet.data)
+                    return Ack(int(answer["seq"]), bool(answer.get("duplicate", False)))
+                reason: BrokerError = BrokerUnavailable(f"no stream takes {subject}: {packet.description}")
+            except BrokerUnavailable as error:
+                reason = error
+            except ApiError as error:
+                if not error.temporary:
+                    raise
+                reason = error
+            if deadline - time.monotonic() <= RETRY_PAUSE_S:
+                raise BrokerUnavailable(f"not stored within {self.timeout_s:g} s: {reason}") from reason
+            await asyncio.sleep(RETRY_PAUSE_S)
+
+    async def stored(self, stream: str, **which: Any) -> StoredMessage | None:
+        """A message by `seq` or `last_by_subj`, read from the stream's leader and so never stale."""
+        try:
+            answer = await self.call("STREAM", "MSG", "GET", stream, body=which)
+        except ApiError as error:
+            if error.err_code == ERR_NO_MESSAGE or error.code == 404:
+                return None
+            raise
+        message = answer["message"]
+        raw_headers = base64.b64decode(message.get("hdrs", ""))
+        return StoredMessage(
+            message["subject"],
+            int(message["seq"]),
+            base64.b64decode(message.get("data", "")),
+            Packet("", "", b"", raw_headers).headers,
+        )
+
+
+def _checked(data: bytes) -> dict[str, Any]:
+    answer: dict[str, Any] = msgspec.json.decode(data)
+    error = answer.get("error")
+    if error is not None:
+        raise ApiError(int(error.get("code", 500)), int(error.get("err_code", 0)), str(error.get("description", "")))
+    return answer

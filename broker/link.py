@@ -1,0 +1,344 @@
+"""One connection to NATS: publish without awaiting, plain-function handlers, requests, and coming back when lost.
+
+nats-py's own subscriptions put a queue and a task behind every subject, drop what overflows, and share one inbox
+that loses messages delivered by a consumer. Here a handler runs in the read loop itself, so order is the server's,
+nothing is dropped, and a slow handler slows the socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+import secrets
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+from nats.aio.client import Client, Server
+from nats.protocol.command import hpub_cmd, pub_cmd, unsub_cmd
+
+from inferflux.config.logs import get_logger
+
+from .credentials import Connection
+from .errors import BrokerError, BrokerUnavailable, ConfigError
+
+PING_INTERVAL_S = 5
+MAX_BACKOFF_S = 2.0
+MAX_BUFFERED = 64 * 1024 * 1024
+
+_AUTH = re.compile(r"authorization violation|authentication|user credentials|nkey|jwt", re.IGNORECASE)
+_VIOLATION = re.compile(r'permissions violation for (publish|subscription) to "([^"]+)"', re.IGNORECASE)
+
+log = get_logger("broker")
+
+
+class Packet(msgspec.Struct, gc=False):
+    """A message as it came: `raw_headers` are unparsed, empty when there are none."""
+
+    subject: str
+    reply: str
+    data: bytes
+    raw_headers: bytes
+
+    @property
+    def status(self) -> int | None:
+        """The status that the server put in place of a message, such as 404 or 503."""
+        line = self.raw_headers[8:12]
+        return int(line) if line[:1] == b" " and line[1:].isdigit() else None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        headers: dict[str, str] = {}
+        for line in self.raw_headers.split(b"\r\n")[1:]:
+            name, colon, value = line.decode("utf-8", "replace").partition(":")
+            if colon:
+                headers[name] = value.strip()
+        return headers
+
+    @property
+    def description(self) -> str:
+        """The words that follow a status."""
+        return self.raw_headers.split(b"\r\n", 1)[0][13:].decode("utf-8", "replace")
+
+
+Handler = Callable[[Packet], None]
+
+
+def encode_headers(headers: Mapping[str, str]) -> bytes:
+    """Raises ValueError for a name or value that would break the protocol."""
+    lines = ["NATS/1.0"]
+    for name, value in headers.items():
+        if not name or any(char in name for char in ":\r\n ") or "\r" in value or "\n" in value:
+            raise ValueError(f"{name!r} is no valid NATS header")
+        lines.append(f"{name}: {value}")
+    return "\r\n".join((*lines, "", "")).encode()
+
+
+class _Client(Client):
+    """nats-py's client with messages handed to plain functions and a loss that is noticed at once."""
+
+    def __init__(self, on_lost: Callable[[], None]) -> None:
+        super().__init__()
+        self.handlers: dict[int, Handler] = {}
+        self._on_lost = on_lost
+        self._kick: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._kick.set_result(None)
+
+    def send(self, command: bytes) -> None:
+        self._pending.append(command)
+        self._pending_data_size += len(command)
+        assert self._flush_queue is not None
+        if self._flush_queue.empty():
+            self._flush_queue.put_nowait(self._kick)
+
+    async def listen(self, subject: str, handler: Handler) -> int:
+        # subscribe() takes the next id before it first awaits, so no message can come ahead of the handler.
+        sid = self._sid + 1
+        self.handlers[sid] = handler
+        await self.subscribe(subject)
+        return sid
+
+    def forget(self, sid: int) -> None:
+        if self.handlers.pop(sid, None) is not None:
+            self._remove_sub(sid)
+            if self.is_connected:
+                self.send(unsub_cmd(sid, 0))
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
+        handler = self.handlers.get(sid)
+        if handler is None:
+            return
+        try:
+            handler(Packet(subject.decode(), reply.decode(), data, headers or b""))
+        except Exception as error:
+            log.error("handler failed", error=error, subject=subject.decode(errors="replace"))
+
+    async def _process_op_err(self, e: Exception) -> None:
+        if self.is_connected:
+            # What was not written yet must not be sent after a reconnect: its sender was told that it failed.
+            self._pending.clear()
+            self._pending_data_size = 0
+            self._on_lost()
+            writer = getattr(self._transport, "_io_writer", None)
+            if writer is not None:
+                writer.transport.abort()
+        await super()._process_op_err(e)
+
+
+class LinkSubscription:
+    """One handler on one subject; follows its link through reconnects."""
+
+    def __init__(self, link: Link, subject: str, handler: Handler) -> None:
+        self._link = link
+        self.subject = subject
+        self.handler = handler
+        self.sid = 0
+
+    async def close(self) -> None:
+        self._link.forget(self)
+
+
+class Link:
+    """A connection that is kept: it reconnects for ever, and reopens where nats-py would close for good."""
+
+    def __init__(self, connection: Connection, *, name: str, timeout_s: float) -> None:
+        self._connection = connection
+        self._name = name
+        self._timeout_s = timeout_s
+        self._client: _Client | None = None
+        self._subscriptions: set[LinkSubscription] = set()
+        self._waiting: dict[str, tuple[asyncio.Future[Packet], str]] = {}
+        self._num_requests = 0
+        self._inbox = f"{connection.inbox_prefix}.{secrets.token_hex(8)}"
+        self._up = asyncio.Event()
+        self._closing = False
+        self._reopening: asyncio.Task[None] | None = None
+        self._last_error: Exception | None = None
+        self._refused = asyncio.Event()
+        self.on_lost: list[Callable[[], None]] = []
+        self.on_restored: list[Callable[[], None]] = []
+
+    @property
+    def connected(self) -> bool:
+        return self._client is not None and self._client.is_connected and self._up.is_set()
+
+    def inbox(self, purpose: str) -> str:
+        """A subject prefix that only this connection listens to."""
+        return f"{self._inbox}.{purpose}"
+
+    async def open(self, deadline_s: float) -> None:
+        """Connect. Raises ConfigError when the credentials are refused, BrokerUnavailable when time is up."""
+        connecting = asyncio.create_task(self._connect())
+        refused = asyncio.create_task(self._refused.wait())
+        try:
+            await asyncio.wait((connecting, refused), timeout=deadline_s, return_when=asyncio.FIRST_COMPLETED)
+            if connecting.done():
+                connecting.result()
+            elif refused.done():
+                raise ConfigError(
+                    f"NATS at {self._connection.address} refuses the credentials of {self._name}: "
+                    "check broker.user and broker.password, or broker.credentials"
+                )
+            else:
+                raise BrokerUnavailable(f"cannot reach NATS at {self._connection.address}: {self._reason()}")
+        finally:
+            for task in (connecting, refused):
+                task.cancel()
+            await asyncio.gather(connecting, refused, return_exceptions=True)
+        await self.listen(f"{self.inbox('r')}.*", self._on_answer)
+
+    def send(self, subject: str, data: bytes, reply: str = "", headers: bytes | None = None) -> None:
+        """Hand a message to the socket. Raises BrokerUnavailable when it cannot go out now."""
+        client = self._client
+        if client is None or not self.connected:
+            raise BrokerUnavailable(f"not connected to NATS: {self._reason()}")
+        if len(data) > client.max_payload:
+            raise BrokerError(f"a message of {len(data)} bytes is over the server's max_payload {client.max_payload}")
+        if client.pending_data_size > MAX_BUFFERED:
+            raise BrokerUnavailable("NATS takes messages too slowly")
+        client.send(hpub_cmd(subject, reply, headers, data) if headers else pub_cmd(subject, reply, data))
+
+    async def request(
+        self, subject: str, data: bytes = b"", *, headers: bytes | None = None, timeout_s: float | None = None
+    ) -> Packet:
+        """The one answer to a message; the server's "no responders" is an answer with status 503."""
+        self._num_requests += 1
+        token = str(self._num_requests)
+        answer: asyncio.Future[Packet] = asyncio.get_running_loop().create_future()
+        self._waiting[token] = (answer, subject)
+        try:
+            self.send(subject, data, f"{self._inbox}.r.{token}", headers)
+            async with asyncio.timeout(self._timeout_s if timeout_s is None else timeout_s):
+                return await answer
+        except TimeoutError:
+            raise BrokerUnavailable(f"no answer from NATS on {subject}") from None
+        finally:
+            self._waiting.pop(token, None)
+
+    async def listen(self, subject: str, handler: Handler) -> LinkSubscription:
+        subscription = LinkSubscription(self, subject, handler)
+        self._subscriptions.add(subscription)
+        if self._client is not None and not self._client.is_closed:
+            subscription.sid = await self._client.listen(subject, handler)
+        return subscription
+
+    def forget(self, subscription: LinkSubscription) -> None:
+        self._subscriptions.discard(subscription)
+        if self._client is not None:
+            self._client.forget(subscription.sid)
+
+    async def wait_connected(self, timeout_s: float) -> None:
+        """Raises BrokerUnavailable when the connection does not come back in time."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._up.wait()
+        except TimeoutError:
+            raise BrokerUnavailable(f"not connected to NATS: {self._reason()}") from None
+
+    async def flush(self) -> None:
+        """Wait until the server has read everything sent so far."""
+        if self._client is not None and self.connected:
+            try:
+                await self._client.flush(timeout=max(1, int(self._timeout_s)))
+            except Exception as error:
+                raise BrokerUnavailable(f"NATS did not take what was sent: {error}") from error
+
+    async def close(self) -> None:
+        self._closing = True
+        if self._reopening is not None:
+            self._reopening.cancel()
+            await asyncio.gather(self._reopening, return_exceptions=True)
+        if self._client is not None and not self._client.is_closed:
+            await self._client.close()
+        self._lost()
+
+    async def _connect(self) -> None:
+        client = _Client(self._lost)
+        options: dict[str, Any] = self._connection.options()
+        try:
+            await client.connect(
+                list(self._connection.urls),
+                name=self._name,
+                inbox_prefix=self._connection.inbox_prefix,
+                max_reconnect_attempts=-1,
+                ping_interval=PING_INTERVAL_S,
+                reconnect_time_wait=0.2,  # type: ignore[arg-type]
+                reconnect_to_server_handler=_next_server,
+                error_cb=self._on_error,
+                reconnected_cb=self._on_reconnected,
+                closed_cb=self._on_closed,
+                **options,
+            )
+        except asyncio.CancelledError:
+            await client.close()
+            raise
+        self._client = client
+        self._up.set()
+
+    async def _reopen(self) -> None:
+        delay_s = 0.5
+        while not self._closing:
+            await asyncio.sleep(delay_s * random.uniform(0.5, 1.5))  # noqa: S311
+            delay_s = min(delay_s * 2, 5.0)
+            try:
+                async with asyncio.timeout(self._timeout_s):
+                    await self._connect()
+            except (TimeoutError, OSError, BrokerError):
+                log.warning("cannot reopen the connection to NATS", reason=self._reason())
+                continue
+            assert self._client is not None
+            for subscription in tuple(self._subscriptions):
+                subscription.sid = await self._client.listen(subscription.subject, subscription.handler)
+            await self._on_reconnected()
+            return
+
+    def _lost(self) -> None:
+        self._up.clear()
+        for answer, _ in self._waiting.values():
+            if not answer.done():
+                answer.set_exception(BrokerUnavailable("the connection to NATS was lost"))
+        for callback in self.on_lost:
+            callback()
+        if not self._closing:
+            log.warning("lost the connection to NATS", name=self._name)
+
+    def _on_answer(self, packet: Packet) -> None:
+        waiting = self._waiting.get(packet.subject.rpartition(".")[2])
+        if waiting is not None and not waiting[0].done():
+            waiting[0].set_result(packet)
+
+    async def _on_error(self, error: Exception) -> None:
+        self._last_error = error
+        violation = _VIOLATION.search(str(error))
+        if violation is not None:
+            log.error("NATS permissions refuse this", name=self._name, action=violation[1], subject=violation[2])
+            for answer, subject in self._waiting.values():
+                # nats-py reports the subject in lower case.
+                if subject.lower() == violation[2].lower() and not answer.done():
+                    answer.set_exception(BrokerError(f"NATS permissions of {self._name} refuse {subject}"))
+        elif _AUTH.search(str(error)):
+            self._refused.set()
+
+    async def _on_reconnected(self) -> None:
+        self._up.set()
+        log.info("connected to NATS again", name=self._name)
+        for callback in self.on_restored:
+            callback()
+
+    async def _on_closed(self) -> None:
+        if self._closing or self._client is None:
+            return
+        self._lost()
+        log.error("NATS closed the connection for good; reopening", name=self._name, reason=self._reason())
+        self._reopening = asyncio.create_task(self._reopen())
+
+    def _reason(self) -> str:
+        return str(self._last_error) or type(self._last_error).__name__ if self._last_error else "no answer"
+
+
+def _next_server(servers: list[Server], info: dict[str, Any]) -> tuple[Server, float]:
+    """The server that failed least, after a pause that grows with its failures and differs between clients."""
+    server = min(servers, key=lambda each: (each.reconnects, random.random()))  # noqa: S311
+    pause_s = min(0.05 * 2 ** min(server.reconnects, 8), MAX_BACKOFF_S)
+    return server, pause_s * random.uniform(0.5, 1.5)  # noqa: S311

@@ -1,0 +1,133 @@
+"""The tape: claims by compare-and-set, fenced terminal frames, and reading back what was generated."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+
+import msgspec
+
+from . import subjects, wire
+from .broker import Tape, TapeEntry
+from .errors import BrokerUnavailable, ClaimLost, TapeFull
+from .jetstream_api import (
+    ERR_INSUFFICIENT_RESOURCES,
+    ERR_WRONG_LAST_SEQ,
+    RETRY_PAUSE_S,
+    ApiError,
+    JetStreamApi,
+)
+from .link import Link, Packet
+from .subjects import STREAM_TAPE, RequestKey
+from .wire import Claim
+
+BATCH = 1000
+
+
+class TapeStream:
+    """Everything on the tape but the hot path. Claims and ends of tapes are read from the leader: another replica
+    may lag, and would hide a terminal frame from the next attempt."""
+
+    def __init__(self, link: Link, js: JetStreamApi) -> None:
+        self._link = link
+        self._js = js
+        self._inbox = link.inbox("t")
+        self._reads: dict[str, asyncio.Queue[Packet | None]] = {}
+        self._num_reads = 0
+        link.on_lost.append(self._lost)
+
+    async def open(self) -> None:
+        await self._link.listen(f"{self._inbox}.*", self._on_packet)
+
+    async def put_claim(self, key: RequestKey, claim: Claim, *, expected_seq: int) -> int:
+        headers = {subjects.HEADER_EXPECTED_SUBJECT_SEQ: str(expected_seq)}
+        return await self._put(subjects.claim(key), wire.encode(claim), headers, "the claim")
+
+    async def put_terminal(self, key: RequestKey, body: bytes, *, fence: int) -> int:
+        headers = {
+            subjects.HEADER_EXPECTED_SUBJECT_SEQ: str(fence),
+            subjects.HEADER_EXPECTED_SUBJECT: subjects.claim(key),
+        }
+        return await self._put(subjects.frame(key), body, headers, "the terminal frame's claim")
+
+    async def last_claim(self, key: RequestKey) -> tuple[int, Claim] | None:
+        stored = await self._js.stored(STREAM_TAPE, last_by_subj=subjects.claim(key))
+        return None if stored is None else (stored.seq, wire.decode_claim(stored.data))
+
+    async def read(self, key: RequestKey, after_seq: int) -> Tape:
+        """The newest claim, and every frame after `after_seq`."""
+        subject = subjects.frame(key)
+        last, claimed = await asyncio.gather(self._js.stored(STREAM_TAPE, last_by_subj=subject), self.last_claim(key))
+        frames: list[TapeEntry] = []
+        if last is not None and last.seq > after_seq:
+            frames = await self._read_until(subject, after_seq, last.seq)
+        claim_seq, claim = claimed if claimed is not None else (0, None)
+        return Tape(claim, claim_seq, tuple(frames))
+
+    async def purge(self, key: RequestKey) -> None:
+        await self._js.call("STREAM", "PURGE", STREAM_TAPE, body={"filter": subjects.tape_filter(key)})
+
+    async def fill(self) -> float:
+        info = await self._js.call("STREAM", "INFO", STREAM_TAPE)
+        return float(info["state"]["bytes"]) / float(info["config"]["max_bytes"])
+
+    async def _put(self, subject: str, body: bytes, headers: dict[str, str], what: str) -> int:
+        # The message id makes a retry after a lost acknowledgement find its own first copy.
+        headers[subjects.HEADER_MSG_ID] = secrets.token_hex(12)
+        try:
+            return (await self._js.publish(subject, body, headers)).seq
+        except ApiError as error:
+            if error.err_code in ERR_WRONG_LAST_SEQ:
+                raise ClaimLost(f"{what} is not the newest", actual_seq=error.actual_seq) from error
+            if "maximum bytes exceeded" in error.description or error.err_code in ERR_INSUFFICIENT_RESOURCES:
+                raise TapeFull("the tape has no room") from error
+            raise
+
+    async def _read_until(self, subject: str, after_seq: int, last_seq: int) -> list[TapeEntry]:
+        frames: list[TapeEntry] = []
+        deadline = time.monotonic() + self._js.timeout_s
+        while True:
+            start = frames[-1].seq if frames else after_seq
+            batch = await self._read_batch(subject, start + 1, deadline - time.monotonic())
+            frames += batch
+            if frames and frames[-1].seq >= last_seq:
+                return frames
+            if not batch:
+                if await self._js.stored(STREAM_TAPE, seq=last_seq) is None:
+                    return frames  # purged meanwhile
+                if time.monotonic() + RETRY_PAUSE_S > deadline:
+                    raise BrokerUnavailable("no replica has the whole tape")
+                await asyncio.sleep(RETRY_PAUSE_S)
+
+    async def _read_batch(self, subject: str, seq: int, timeout_s: float) -> list[TapeEntry]:
+        self._num_reads += 1
+        token = str(self._num_reads)
+        packets: asyncio.Queue[Packet | None] = asyncio.Queue()
+        self._reads[token] = packets
+        body = msgspec.json.encode({"batch": BATCH, "seq": seq, "next_by_subj": subject})
+        frames: list[TapeEntry] = []
+        try:
+            self._link.send(subjects.js_api("DIRECT", "GET", STREAM_TAPE), body, f"{self._inbox}.{token}")
+            async with asyncio.timeout(timeout_s):
+                while (packet := await packets.get()) is not None:
+                    if packet.status is None:
+                        frames.append(TapeEntry(int(packet.headers[subjects.HEADER_SEQUENCE]), packet.data))
+                    elif packet.status in (204, 404):
+                        return frames
+                    else:
+                        raise BrokerUnavailable(f"the tape cannot be read: {packet.status} {packet.description}")
+        except TimeoutError:
+            raise BrokerUnavailable("the tape does not answer") from None
+        finally:
+            del self._reads[token]
+        raise BrokerUnavailable("the connection to NATS was lost")
+
+    def _on_packet(self, packet: Packet) -> None:
+        packets = self._reads.get(packet.subject.rpartition(".")[2])
+        if packets is not None:
+            packets.put_nowait(packet)
+
+    def _lost(self) -> None:
+        for packets in self._reads.values():
+            packets.put_nowait(None)

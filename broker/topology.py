@@ -1,0 +1,192 @@
+"""Streams, KV buckets and the object store: what they are, and making the server's agree with the settings."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any, Literal
+
+import msgspec
+
+from inferflux.config.logs import get_logger
+from inferflux.config.settings import Settings
+
+from . import subjects
+from .errors import BrokerUnavailable, ConfigError
+from .jetstream_api import ERR_STREAM_EXISTS, ERR_STREAM_NOT_FOUND, ApiError, JetStreamApi
+
+NANOS = 1_000_000_000
+DUPLICATE_WINDOW_S = 120
+LIMITS_AGE_S = 25 * 3600
+MARKER_TTL_S = 10
+# The server cannot change a stream's max_consumers later, so lanes are capped by `queue.max_lanes` when a
+# consumer is made, and this is only far enough above it.
+MAX_CONSUMERS = 10_000
+
+log = get_logger("broker")
+
+
+class Republish(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Where a stream announces what it has stored."""
+
+    src: str
+    dest: str
+    headers_only: bool = False
+
+
+class StreamConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A stream in the server's own terms; durations are nanoseconds. What is left out keeps the server's default."""
+
+    name: str
+    subjects: tuple[str, ...]
+    storage: Literal["file", "memory"]
+    num_replicas: int = msgspec.field(default=0)
+    retention: Literal["limits", "workqueue"] = "limits"
+    discard: Literal["old", "new"] = "old"
+    discard_new_per_subject: bool = False
+    max_msgs_per_subject: int = 0
+    max_bytes: int = 0
+    max_age: int = 0
+    max_consumers: int = MAX_CONSUMERS
+    duplicate_window: int = 0
+    republish: Republish | None = None
+    allow_direct: bool = False
+    allow_rollup_hdrs: bool = False
+    allow_msg_ttl: bool = False
+    allow_msg_counter: bool = False
+    subject_delete_marker_ttl: int = 0
+
+
+def streams(settings: Settings) -> tuple[StreamConfig, ...]:
+    """Every stream that InferFlux needs."""
+    replicas = settings.broker.replicas
+    return (
+        StreamConfig(
+            name=subjects.STREAM_PROMPTS,
+            subjects=(subjects.INFER_ALL,),
+            storage="file",
+            num_replicas=replicas,
+            retention="workqueue",
+            discard="new",
+            discard_new_per_subject=True,
+            max_msgs_per_subject=settings.queue.max_msgs_per_subject,
+            duplicate_window=DUPLICATE_WINDOW_S * NANOS,
+            republish=Republish(subjects.BELL_SOURCE, subjects.BELL_DESTINATION, headers_only=True),
+        ),
+        StreamConfig(
+            name=subjects.STREAM_TAPE,
+            subjects=(subjects.TAPE_ALL,),
+            storage="memory",
+            num_replicas=replicas,
+            discard="new",
+            max_bytes=settings.tape.max_bytes,
+            max_age=int(settings.tape.max_age_s * NANOS),
+            duplicate_window=int(min(DUPLICATE_WINDOW_S, settings.tape.max_age_s) * NANOS),
+            republish=Republish(subjects.REPLY_SOURCE, subjects.REPLY_DESTINATION),
+            allow_direct=True,
+        ),
+        StreamConfig(
+            name=subjects.STREAM_LIMITS,
+            subjects=(subjects.LIMIT_ALL,),
+            storage="file",
+            num_replicas=replicas,
+            max_msgs_per_subject=1,
+            max_age=LIMITS_AGE_S * NANOS,
+            allow_msg_counter=True,
+            allow_direct=True,
+        ),
+        *(_bucket(name, replicas) for name in subjects.BUCKETS),
+        StreamConfig(
+            name=subjects.object_stream(subjects.OBJECTS_FILES),
+            subjects=subjects.object_subjects(subjects.OBJECTS_FILES),
+            storage="file",
+            num_replicas=replicas,
+            discard="new",
+            allow_rollup_hdrs=True,
+            allow_direct=True,
+        ),
+    )
+
+
+async def ensure(js: JetStreamApi, settings: Settings) -> None:
+    """Create what is missing and update what the settings changed; safe to run from many processes at once.
+
+    Raises ConfigError when the server cannot make a stream what the settings ask for.
+    """
+    for wanted in streams(settings):
+        try:
+            await _ensure_stream(js, wanted)
+        except ApiError as error:
+            if error.temporary:
+                raise BrokerUnavailable(f"cannot set up stream {wanted.name}: {error.description}") from error
+            raise ConfigError(_explain(wanted, error)) from error
+
+
+async def wait(js: JetStreamApi, settings: Settings, deadline_s: float) -> None:
+    """Return once every stream is there. Raises BrokerUnavailable naming the first that is not."""
+    end = time.monotonic() + deadline_s
+    for wanted in streams(settings):
+        while True:
+            try:
+                await js.call("STREAM", "INFO", wanted.name)
+                break
+            except (ApiError, BrokerUnavailable) as error:
+                if time.monotonic() > end:
+                    raise BrokerUnavailable(
+                        f"stream {wanted.name} is missing ({error}): start `inferctl serve` or `inferctl api`, "
+                        "which create it"
+                    ) from error
+            await asyncio.sleep(0.1)
+
+
+async def _ensure_stream(js: JetStreamApi, wanted: StreamConfig) -> None:
+    body: dict[str, Any] = msgspec.to_builtins(wanted)
+    # A bare omission would let the server choose; an explicit number pins it.
+    body["max_consumers"] = wanted.max_consumers
+    try:
+        current = (await js.call("STREAM", "INFO", wanted.name))["config"]
+    except ApiError as error:
+        if error.err_code != ERR_STREAM_NOT_FOUND:
+            raise
+        try:
+            await js.call("STREAM", "CREATE", wanted.name, body=body)
+            return
+        except ApiError as created:
+            if created.err_code != ERR_STREAM_EXISTS:
+                raise
+        current = (await js.call("STREAM", "INFO", wanted.name))["config"]
+    changed = {name: value for name, value in body.items() if current.get(name) != value}
+    if changed:
+        await js.call("STREAM", "UPDATE", wanted.name, body={**current, **body})
+        log.info("updated stream", stream=wanted.name, fields=",".join(sorted(changed)))
+
+
+def _bucket(name: str, replicas: int) -> StreamConfig:
+    expires = name in subjects.EXPIRING_BUCKETS
+    return StreamConfig(
+        name=subjects.kv_stream(name),
+        subjects=(subjects.kv(name, ">"),),
+        storage="file",
+        num_replicas=replicas,
+        discard="new",
+        max_msgs_per_subject=1,
+        duplicate_window=DUPLICATE_WINDOW_S * NANOS,
+        allow_direct=True,
+        allow_rollup_hdrs=True,
+        allow_msg_ttl=expires,
+        subject_delete_marker_ttl=MARKER_TTL_S * NANOS if expires else 0,
+    )
+
+
+def _explain(wanted: StreamConfig, error: ApiError) -> str:
+    text = error.description.lower()
+    if "replicas" in text or "peers" in text:
+        fix = f"broker.replicas is {wanted.num_replicas}, which needs as many NATS servers in one cluster"
+    elif "memory" in text or "storage" in text or "resources" in text:
+        fix = f"give the server more JetStream {wanted.storage} storage, or lower tape.max_bytes ({wanted.max_bytes})"
+    else:
+        fix = (
+            f"a stream {wanted.name} with other properties is there; stop InferFlux, delete that stream (its messages "
+            "are lost) and start again, or restore the old settings"
+        )
+    return f"stream {wanted.name}: {error.description}: {fix}"
