@@ -52,7 +52,7 @@ def load(path: Path | None, environ: Mapping[str, str], overrides: Mapping[str, 
             branch = branch.setdefault(section, {})
         branch[leaf] = _convert(KNOBS[knob_path], value)
     settings = msgspec.convert(tree, Settings)
-    _check_together(settings, given)
+    _check_tls(settings, given)
     return Loaded(settings, {each: given[each].origin if each in given else "default" for each in KNOBS}, path)
 
 
@@ -162,23 +162,8 @@ def _kind(value: Any) -> str:
             return f"a {type(value).__name__}"
 
 
-def _check_together(settings: Settings, given: Mapping[str, Given]) -> None:
-    def origin(path: str) -> str:
-        return given[path].origin if path in given else "default"
-
+def _check_tls(settings: Settings, given: Mapping[str, Given]) -> None:
     for section, owner in (("server", settings.server), ("broker", settings.broker)):
         if (owner.tls_cert is None) != (owner.tls_key is None):
             has, lacks = ("tls_cert", "tls_key") if owner.tls_cert else ("tls_key", "tls_cert")
-            raise ConfigError(f"{origin(f'{section}.{has}')}: {section}.{has} also needs {section}.{lacks}")
-    keys = [key.key for key in settings.auth.api_keys]
-    if not all(keys):
-        raise ConfigError(f"{origin('auth.api_keys')}: auth.api_keys[{keys.index('')}].key is empty")
-    for at, key in enumerate(keys):
-        if key in keys[:at]:
-            first = keys.index(key)
-            raise ConfigError(f"{origin('auth.api_keys')}: auth.api_keys[{at}] repeats the key of [{first}]")
-    tenants = [tenant.id for tenant in settings.tenants]
-    for at, tenant in enumerate(tenants):
-        if not tenant or tenant in tenants[:at]:
-            why = "is empty" if not tenant else f"{tenant!r} is given twice"
-            raise ConfigError(f"{origin('tenants')}: tenants[{at}].id {why}")
+            raise ConfigError(f"{given[f'{section}.{has}'].origin}: {section}.{has} also needs {section}.{lacks}")

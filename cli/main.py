@@ -1,0 +1,53 @@
+"""`inferctl`: serve models, talk to them, and see what is wrong."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from inferflux.config.errors import ConfigError, InferFluxError
+
+from .chat import chat
+from .completion import completion
+from .configuration import config
+from .doctor import doctor
+from .models import models
+from .pull import pull
+from .serve import api, serve, worker
+from .status import status
+
+_SERVE = "Serve"
+_TALK = "Talk to a server"
+_CARE = "Set up and look after"
+
+app = typer.Typer(
+    name="inferctl",
+    help=__doc__,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command, panel in (
+    (serve, _SERVE),
+    (api, _SERVE),
+    (worker, _SERVE),
+    (completion, _TALK),
+    (chat, _TALK),
+    (models, _TALK),
+    (status, _TALK),
+    (doctor, _CARE),
+    (pull, _CARE),
+    (config, _CARE),
+):
+    app.command(rich_help_panel=panel)(command)
+
+
+def main() -> None:
+    """Exit 1 for what failed, 2 for wrong usage or settings, 130 for Ctrl-C; stderr says why in one line."""
+    try:
+        app()
+    except InferFluxError as error:
+        sys.stderr.write(f"inferctl: {error}\n")
+        sys.exit(2 if isinstance(error, ConfigError) else 1)
