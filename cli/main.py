@@ -23,7 +23,7 @@ _CARE = "Set up and look after"
 
 app = typer.Typer(
     name="inferctl",
-    help=__doc__,
+    help="Serve language models, talk to them, and see what is wrong.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -27,16 +27,23 @@ _REMIND_S = 10.0
 log = get_logger("serve")
 
 
-async def announce(launch: Launch) -> None:
-    """Wait until every API replica is ready, then print where everything is and what to try."""
+async def announce(launch: Launch, nats_url: str | None = None) -> None:
+    """Wait until every API replica is ready, then print where everything is and what to try.
+
+    `nats_url` is the embedded broker's, where there is one.
+    """
     urls = launch.urls()
+    if not urls:
+        return
     for url in urls:
         await _wait_ready(url)
     models = await asyncio.to_thread(_models, urls[0], launch.settings)
-    Console().print(Panel(ready_text(launch, models), title="InferFlux is ready", border_style="green", expand=False))
+    Console().print(
+        Panel(ready_text(launch, models, nats_url), title="InferFlux is ready", border_style="green", expand=False)
+    )
 
 
-def ready_text(launch: Launch, models: list[dict[str, Any]]) -> Text:
+def ready_text(launch: Launch, models: list[dict[str, Any]], nats_url: str | None) -> Text:
     """Addresses, models, three commands to try, and the way in for those who publish to NATS themselves."""
     settings, url = launch.settings, launch.urls()[0]
     text = Text()
@@ -47,7 +54,7 @@ def ready_text(launch: Launch, models: list[dict[str, Any]]) -> Text:
         if is_stub(model):
             text.append(" STUB: made-up text, no model is behind it", "bold red")
     text.append("none yet" if not models else "").append("\n")
-    text.append("NATS    ", "bold").append(_nats(settings)).append("\n\n")
+    text.append("NATS    ", "bold").append(_nats(settings, nats_url)).append("\n\n")
     text.append("Try, in another shell:\n", "bold")
     model_id = str(pick_default(models)["id"]) if models else "MODEL"
     for command in _commands(settings, url, model_id):
@@ -73,16 +80,18 @@ def _commands(settings: Settings, url: str, model: str) -> list[str]:
     ]
 
 
-def _nats(settings: Settings) -> str:
-    broker = settings.broker
-    if broker.url is not None:
-        return "the cluster in broker.url"
+def _nats(settings: Settings, embedded: str | None) -> str:
+    if embedded is None:
+        return "the servers in broker.url"
     publishers = [tenant.id for tenant in settings.tenants if tenant.publish]
-    place = f"nats://127.0.0.1:{broker.port}"
     if not publishers:
-        return f"{place} (a tenant with `publish: true` gets credentials of its own)"
+        return f"{embedded} (a tenant with `publish: true` gets credentials of its own)"
     logins = ", ".join(tenant_role(tenant) for tenant in publishers)
-    return f"{place}, to publish directly: logins.{logins} in {Path(broker.store_dir) / CREDENTIALS_FILE}"
+    return f"{embedded}; to publish straight to it: the login {logins} in {_credentials(settings)}"
+
+
+def _credentials(settings: Settings) -> Path:
+    return Path(settings.broker.store_dir) / CREDENTIALS_FILE
 
 
 async def _wait_ready(url: str) -> None:

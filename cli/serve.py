@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -119,9 +119,11 @@ def _warn(settings: Settings, *, listens: bool) -> None:
 
 
 async def _supervise(launch: Launch, *, embedded: bool) -> None:
+    from inferflux.broker.embedded import EmbeddedServer
     from inferflux.config.logs import get_logger
 
     from .merge import LineMerger
+    from .panel import announce
     from .supervisor import Supervisor, install_signal_handlers
 
     log = get_logger("serve")
@@ -139,31 +141,25 @@ async def _supervise(launch: Launch, *, embedded: bool) -> None:
     merger = LineMerger(sys.stderr, launch.log_format, coloured=launch.coloured)
     supervisor = Supervisor(launch.children(), merger)
     if not embedded:
-        await _serve_until(supervisor, launch, stop, kill)
+        await _run_until(supervisor, announce(launch), stop, kill)
         return
-    from inferflux.broker.embedded import EmbeddedServer
-    from inferflux.registry.tenants import Tenants
-
-    tenants = Tenants.from_settings(launch.settings)
-    publishers = [tenant.id for tenant in tenants.all() if tenant.publish]
-    server = EmbeddedServer(launch.settings, publishers)
+    server = EmbeddedServer(launch.settings)
     await server.start()
     try:
-        await _serve_until(supervisor, launch, stop, kill)
+        await _run_until(supervisor, announce(launch, server.url), stop, kill)
     finally:
         await server.stop()
         log.info("stopped")
 
 
-async def _serve_until(supervisor: Supervisor, launch: Launch, stop: asyncio.Event, kill: asyncio.Event) -> None:
-    from .panel import announce
-
-    announcing = asyncio.create_task(announce(launch)) if launch.num_apis else None
+async def _run_until(
+    supervisor: Supervisor, announcement: Coroutine[None, None, None], stop: asyncio.Event, kill: asyncio.Event
+) -> None:
+    announcing = asyncio.create_task(announcement)
     try:
         await supervisor.run(stop, kill)
     finally:
-        if announcing:
-            announcing.cancel()
-            await asyncio.gather(announcing, return_exceptions=True)
+        announcing.cancel()
+        await asyncio.gather(announcing, return_exceptions=True)
     if kill.is_set():
         raise CommandFailed("killed before everything had drained")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from .errors import CommandFailed
 from .options import DEFAULT_URL, ApiKey, Json, Url, connect, print_json
 from .terminal import table_console
 
@@ -23,3 +22,40 @@ def status(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: Json = False
         print_json(answer)
     else:
         _print(url, answer)
+
+
+def _print(url: str, answer: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    console = table_console()
+    api, workers = answer["api"], answer["workers"]
+    console.print(f"{url}: {'ready' if answer['ready'] else 'not ready'}")
+    processes = Table("process", "pid", "memory", "model", "KV", "state", box=None, pad_edge=False)
+    processes.add_row(f"api {api['replica']}", str(api["pid"]), _megabytes(api["rss_bytes"]), "", "", "")
+    models = Table("model", "backend", "state", "slots free", "running", "waiting", "pages used", "tokens/s", box=None)
+    models.pad_edge = False
+    for worker in workers:
+        sizes = (_megabytes(worker[name]) for name in ("rss_bytes", "model_bytes", "kv_bytes"))
+        draining = "draining" if worker["draining"] else "serving"
+        processes.add_row(f"worker {worker['worker']}", str(worker["pid"]), *sizes, draining)
+        for model in worker["models"]:
+            models.add_row(
+                f"{model['id']}",
+                model["backend"],
+                model["state"] if not model.get("reason") else f"{model['state']}: {model['reason']}",
+                f"{model['num_free_slots']}/{model['num_slots']}",
+                str(model["num_running"]),
+                str(model["num_waiting"]),
+                f"{model['num_pages_used']}/{model['num_pages']}",
+                f"{model['tokens_per_s']:.1f}",
+            )
+    console.print(processes)
+    console.print(models if models.row_count else "no worker is there: start one with `inferctl worker`")
+    queue = Table("queue", "class", "tenant", "stored", box=None, pad_edge=False)
+    for lane in answer["queue"]:
+        queue.add_row(lane["model"], lane["service_class"], lane["tenant"], str(lane["depth"]))
+    console.print(queue if queue.row_count else "nothing is queued")
+
+
+def _megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:.0f} MB" if num_bytes else "-"
