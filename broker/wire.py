@@ -131,7 +131,8 @@ class Failure(Wire, frozen=True, kw_only=True):
 class Frame(Wire, frozen=True, kw_only=True):
     """A piece of one choice, or the one terminal frame of a request (`usage` or `error` is set).
 
-    `index` is the position of the first of `num_tokens` tokens within the choice. `hash` is the running keyed hash
+    `index` is the position of the first of `num_tokens` tokens within the choice. A frame holds several tokens when
+    they came faster than they could be sent; `pieces` then splits `text` by token. `hash` is the running keyed hash
     of the choice's token ids after this frame; `prev`, on the first frame of an attempt, is the hash that it
     continues from. `sealed` holds the token ids for workers alone. `model` and `backend` come with the first frame.
     """
@@ -142,6 +143,7 @@ class Frame(Wire, frozen=True, kw_only=True):
     index: int = 0
     num_tokens: int = 0
     text: str = ""
+    pieces: tuple[str, ...] | None = None
     finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprob, ...] | None = None
     embedding: tuple[float, ...] | None = None
@@ -251,7 +253,7 @@ class Gossip(Wire, frozen=True, kw_only=True):
 T = TypeVar("T", bound=Wire)
 
 _encoder = msgspec.json.Encoder()
-_prompt_decoder = msgspec.json.Decoder(AnyPrompt)
+_prompt_decoder: msgspec.json.Decoder[AnyPrompt] = msgspec.json.Decoder(AnyPrompt)
 _frame_decoder = msgspec.json.Decoder(Frame)
 _claim_decoder = msgspec.json.Decoder(Claim)
 _beat_decoder = msgspec.json.Decoder(WorkerBeat)

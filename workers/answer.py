@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum, auto
 
@@ -33,27 +34,46 @@ class Label(msgspec.Struct, frozen=True):
 
 
 class Choice:
-    """What was sent of one choice. The first frame of an attempt says which hash it continues from."""
+    """What was sent of one choice, and what came since. The first frame of an attempt says which hash it continues."""
 
     def __init__(self, job: Job, finished: bool, seal: RequestSeal) -> None:
         self.job = job
         self.num_tokens = len(job.resumed)
         self.num_cached = 0
         self.finished = finished
+        self.updates: list[Update] = []
         self._hash = seal.running_hash(job.choice)
         self._prev: str | None = self._hash.update(job.resumed)
 
-    def advance(self, update: Update) -> tuple[str, str | None]:
-        """The running hash after the update, and the one before it where this is the attempt's first frame."""
-        prev, self._prev = self._prev, None
+    def push(self, update: Update) -> None:
+        self.updates.append(update)
         self.num_tokens += len(update.tokens)
         self.num_cached = max(self.num_cached, update.num_cached)
         self.finished = update.finish_reason is not None
-        return self._hash.update(update.tokens), prev
+
+    def take(self) -> Update:
+        """All that came since the last frame, as one update."""
+        updates, self.updates = self.updates, []
+        if len(updates) == 1:
+            return updates[0]
+        logprobs = [update.logprobs for update in updates if update.logprobs is not None]
+        return msgspec.structs.replace(
+            updates[-1],
+            index=updates[0].index,
+            tokens=tuple(token for update in updates for token in update.tokens),
+            text="".join(update.text for update in updates),
+            logprobs=tuple(each for group in logprobs for each in group) if logprobs else None,
+        )
+
+    def advance(self, tokens: Sequence[int]) -> tuple[str, str | None]:
+        """The running hash after these tokens, and the one before them where this is the attempt's first frame."""
+        prev, self._prev = self._prev, None
+        return self._hash.update(tokens), prev
 
 
 class Answer:
-    """Frames leave through `send` as updates come in, except the last: it becomes the terminal frame."""
+    """Collects updates, and sends what has come of each choice as one frame: tokens that came together, because the
+    loop was busy, travel together. The last frame is kept: it becomes the terminal frame."""
 
     def __init__(
         self,
@@ -67,6 +87,7 @@ class Answer:
         self.attempt = 0
         self.ended: asyncio.Future[End] = asyncio.get_running_loop().create_future()
         self.num_generated = 0
+        self.first_token_s: float | None = None
         self.error: Failure | None = None
         self._request = request
         self._seal = seal
@@ -109,28 +130,50 @@ class Answer:
         if not self.ended.done():
             self.ended.set_result(how)
 
-    def on_update(self, update: Update) -> None:
-        """Send one frame, or keep it when it is the last. Updates after the end are dropped."""
+    def push(self, update: Update) -> None:
+        """Take an update; `flush` sends it. Updates after the end are dropped."""
         if self.ended.done():
             return
         if update.error is not None:
+            self.flush()
             self.error = update.error
             self.end(End.FAILED)
             return
-        choice = self._choices[update.choice]
-        running_hash, prev = choice.advance(update)
+        self._choices[update.choice].push(update)
         self.num_generated += len(update.tokens)
+        if self.first_token_s is None:
+            self.first_token_s = time.monotonic()
+
+    def flush(self) -> None:
+        """Send one frame for each choice that something came for."""
+        if self.ended.done():
+            return
+        for choice in self._choices.values():
+            if not choice.updates:
+                continue
+            frame = self._frame(choice)
+            self.num_open -= choice.finished
+            if self.num_open:
+                self._send(encode(frame))
+            else:
+                self._last = frame
+                self.end(End.FINISHED)
+
+    def _frame(self, choice: Choice) -> Frame:
+        updates = choice.updates
+        pieces = tuple(update.text for update in updates)
+        update = choice.take()
+        running_hash, prev = choice.advance(update.tokens)
         label, self._label = self._label, None
-        text = update.text
-        if self._echo and update.index == 0:
-            text = self._echo[update.choice] + text
-        frame = Frame(
+        echo = self._echo.get(update.choice, "") if update.index == 0 else ""
+        return Frame(
             id=self._request,
             attempt=self.attempt,
             choice=update.choice,
             index=update.index,
             num_tokens=len(update.tokens),
-            text=text,
+            text=echo + update.text,
+            pieces=(echo + pieces[0], *pieces[1:]) if len(pieces) > 1 else None,
             finish_reason=update.finish_reason,
             logprobs=update.logprobs,
             embedding=update.embedding,
@@ -140,12 +183,6 @@ class Answer:
             model=label.model if label else None,
             backend=label.backend if label else None,
         )
-        self.num_open -= choice.finished
-        if self.num_open:
-            self._send(encode(frame))
-        else:
-            self._last = frame
-            self.end(End.FINISHED)
 
     def terminal(self, error: Failure | None = None) -> bytes:
         """The terminal frame: the last piece with the usage, or the error."""

@@ -57,6 +57,8 @@ class Attempt:
         self._worker = worker
         self._asked: End | None = None
         self._num_charged = 0
+        self.outcome = "lost"
+        self.claimed_s: float | None = None
         self._started_s = time.monotonic()
 
     @property
@@ -98,13 +100,14 @@ class Attempt:
                 return True
             how = await self._generate(replay)
             over = await self._close(how)
+            self.outcome = how.name.lower() if over or how is End.RELEASED else "lost"
         finally:
             self._host.leave(self.name)
         log.info(
             "request ended" if over else "request left",
             request=self.key.request,
             attempt=self.seq,
-            how=how.name.lower(),
+            how=self.outcome,
             code=self.answer.error.code if self.answer and self.answer.error else None,
             num_tokens=self.answer.num_generated if self.answer else 0,
             took_s=round(time.monotonic() - self._started_s, 3),
@@ -136,6 +139,7 @@ class Attempt:
                 first = False
                 continue
             break
+        self.claimed_s = time.monotonic()
         log.info("claimed", request=self.key.request, attempt=self.seq, num_attempts=self.num_attempts)
         if first:
             return Replay(EMPTY, self.task.seal)
@@ -150,9 +154,7 @@ class Attempt:
             jobs = await self._prepare(replay)
         except RequestError as error:
             self.answer = self._new_answer([], replay)
-            self.answer.error = failure(
-                error.code, error.message, param=error.param, retry_after_s=error.retry_after_s
-            )
+            self.answer.error = failure(error.code, error.message, param=error.param, retry_after_s=error.retry_after_s)
             return End.FAILED
         self.answer = self._new_answer(jobs, replay)
         if self._asked is None and self.answer.open_jobs:

@@ -16,6 +16,7 @@ from inferflux.broker.subjects import BUCKET_WORKERS, encode_token
 from inferflux.broker.wire import WorkerBeat, encode
 from inferflux.config.logs import get_logger
 
+from .meter import Meter
 from .worker import Worker
 
 log = get_logger("worker.heartbeat")
@@ -26,8 +27,9 @@ MISSED_BEATS = 5
 class Heartbeat:
     """A worker that misses five beats is gone for the fleet."""
 
-    def __init__(self, worker: Worker, broker: Broker, interval_s: float) -> None:
+    def __init__(self, worker: Worker, broker: Broker, meter: Meter, interval_s: float) -> None:
         self._worker = worker
+        self._meter = meter
         self._broker = broker
         self._interval_s = interval_s
         self._process = psutil.Process()
@@ -51,6 +53,8 @@ class Heartbeat:
 
     def beat(self) -> WorkerBeat:
         worker = self._worker
+        for host in worker.hosts:
+            self._meter.read(host)
         ready = [host.capacity for host in worker.hosts if host.state == "ready"]
         return WorkerBeat(
             worker=worker.id,

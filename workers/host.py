@@ -9,6 +9,7 @@ from typing import Literal
 
 from inferflux.broker.wire import ModelBeat
 from inferflux.config.logs import get_logger
+from inferflux.config.metrics import WorkerMetrics
 from inferflux.config.settings import RuntimeSettings
 
 from .answer import Answer
@@ -23,7 +24,7 @@ log = get_logger("worker.host")
 class ModelHost:
     """Lives on the event loop; the engine steps on its own thread. One slot is one sequence that may run."""
 
-    def __init__(self, model: str, backend: Backend, settings: RuntimeSettings) -> None:
+    def __init__(self, model: str, backend: Backend, settings: RuntimeSettings, metrics: WorkerMetrics) -> None:
         self.model = model
         self.backend = backend.name
         self.state: Literal["loading", "ready", "failed"] = "loading"
@@ -31,9 +32,13 @@ class ModelHost:
         self._backend = backend
         self._engine = Engine(backend, settings.scheduler, settings.paged_kv, self._from_engine)
         self._answers: dict[str, Answer] = {}
+        self._touched: dict[str, Answer] = {}
+        self._flushing = False
         self._capacity: Capacity | None = None
         self._renderer: Renderer | None = None
         self._loop = asyncio.get_running_loop()
+        self._step_time = metrics.step_time.labels(model)
+        self._batch_size = metrics.batch_size.labels(model)
         self._seen_steps = -1
         self._seen_s = time.monotonic()
         self._rate = (time.monotonic(), 0, 0.0)
@@ -127,10 +132,23 @@ class ModelHost:
         self._loop.call_soon_threadsafe(self._dispatch, updates)
 
     def _dispatch(self, updates: list[Update]) -> None:
+        self._batch_size.observe(len(updates))
+        self._step_time.observe(self.stats().last_step_s)
         for update in updates:
             answer = self._answers.get(update.request)
             if answer is not None:
-                answer.on_update(update)
+                answer.push(update)
+                self._touched[update.request] = answer
+        if self._touched and not self._flushing:
+            # In the loop's next turn, so that steps which piled up while it was busy leave as one frame each.
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        touched, self._touched = self._touched, {}
+        for answer in touched.values():
+            answer.flush()
 
     def _tokens_per_s(self, stats: EngineStats) -> float:
         since_s, num_before, rate = self._rate

@@ -72,12 +72,13 @@ class Outbox:
             self.sweep()
             if not self._unacked:
                 return
-            await asyncio.wait([self._unacked[-1][1]], timeout=SWEEP_INTERVAL_S)
-            if self._unacked[0][1].done() and not _stored(self._unacked[0][1]):
+            newest = self._unacked[-1][1]
+            if newest.done():
+                # It failed at once, or an older one is still on its way: sending again now would only spin.
                 await asyncio.sleep(SWEEP_INTERVAL_S)
+            else:
+                await asyncio.wait([newest], timeout=SWEEP_INTERVAL_S)
 
 
 def _stored(ack: asyncio.Future[int]) -> bool:
     return ack.done() and not ack.cancelled() and ack.exception() is None
-
-

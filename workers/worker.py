@@ -24,6 +24,7 @@ from .answer import End, cancelled
 from .attempt import Attempt
 from .host import ModelHost
 from .intake import Intake
+from .meter import Meter
 from .outbox import SWEEP_INTERVAL_S
 from .reader import PromptReader
 
@@ -40,6 +41,7 @@ class Worker:
         hosts: Sequence[ModelHost],
         tenants: Tenants,
         reader: PromptReader,
+        meter: Meter,
     ) -> None:
         self.id = f"{socket.gethostname()}-{os.getpid()}"
         self.epoch = uuid.uuid4().hex[:12]
@@ -49,6 +51,7 @@ class Worker:
         self._broker = broker
         self._tenants = tenants
         self._reader = reader
+        self._meter = meter
         self._intakes: dict[str, Intake] = {}
         self._attempts: dict[RequestKey, Attempt] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -134,6 +137,7 @@ class Worker:
             over = False
         finally:
             self._charge(attempt)
+            self._meter.attempt_ended(attempt)
             if self._attempts.get(attempt.key) is attempt:
                 del self._attempts[attempt.key]
             self._intakes[attempt.delivery.lane.model].wake()

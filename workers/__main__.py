@@ -1,0 +1,105 @@
+"""`python -m inferflux.workers [--config FILE] [--set section.key=value]`: one worker process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+
+import uvloop
+from prometheus_client import CollectorRegistry, start_http_server
+
+from inferflux.broker.credentials import ROLE_WORKER, Connection, resolve
+from inferflux.broker.errors import BrokerError, ConfigError
+from inferflux.broker.jetstream import JetStreamBroker
+from inferflux.broker.stamp import Stamper
+from inferflux.config import logs
+from inferflux.config.lifeline import parent_gone, supervised_name
+from inferflux.config.load import load_for_process
+from inferflux.config.metrics import WorkerMetrics
+from inferflux.config.settings import Settings
+from inferflux.registry.models import load_models
+from inferflux.registry.tenants import Tenants
+
+from .backends.opening import open_backend
+from .heartbeat import Heartbeat
+from .host import ModelHost
+from .meter import Meter
+from .reader import PromptReader
+from .seal import Sealer
+from .worker import Worker
+
+log = logs.get_logger("worker")
+
+
+def main() -> None:
+    """Exit code 2 for what a person must fix, 1 for a broker that cannot be reached."""
+    try:
+        settings = load_for_process(sys.argv[1:], os.environ, "python -m inferflux.workers").settings
+        logs.setup(settings.logging, supervised_name(os.environ) or "worker")
+        uvloop.run(serve(settings))
+    except ConfigError as error:
+        sys.exit(_fail(error, 2))
+    except BrokerError as error:
+        sys.exit(_fail(error, 1))
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until SIGTERM, SIGINT or the supervisor's end, then drain."""
+    connection = resolve(settings.broker, ROLE_WORKER)
+    tenants = Tenants.from_settings(settings)
+    metrics = WorkerMetrics(registry := CollectorRegistry())
+    hosts = [
+        ModelHost(entry.id, open_backend(entry.backend, entry.path, settings.runtime), settings.runtime, metrics)
+        for entry in load_models(settings)
+    ]
+    _serve_metrics(settings, registry)
+    broker = await JetStreamBroker.connect(settings, ROLE_WORKER, "worker", connection=connection)
+    try:
+        meter = Meter(metrics)
+        worker = Worker(settings, broker, hosts, tenants, _reader(connection, tenants), meter)
+        await _run(worker, Heartbeat(worker, broker, meter, settings.worker.heartbeat_s))
+    finally:
+        await broker.close()
+
+
+async def _run(worker: Worker, heartbeat: Heartbeat) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, worker.stop)
+    lifeline = asyncio.create_task(parent_gone())
+    lifeline.add_done_callback(lambda _: worker.stop())
+    beating = asyncio.create_task(heartbeat.run())
+    try:
+        await worker.run()
+    finally:
+        for task in (beating, lifeline):
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+def _reader(connection: Connection, tenants: Tenants) -> PromptReader:
+    if connection.stamp_secret is None or connection.seal_secret is None:
+        raise ConfigError("a worker needs broker.stamp_secret and broker.seal_secret; all workers must have the same")
+    return PromptReader(Stamper(connection.stamp_secret), Sealer(connection.seal_secret), tenants)
+
+
+def _serve_metrics(settings: Settings, registry: CollectorRegistry) -> None:
+    host, port = settings.worker.metrics_host, settings.worker.metrics_port
+    try:
+        server, _ = start_http_server(port, host, registry)
+    except OSError as error:
+        raise ConfigError(f"worker.metrics_port: {host}:{port} cannot be used: {error.strerror}") from error
+    log.info("metrics served", url=f"http://{host}:{server.server_port}/metrics")
+
+
+def _fail(error: Exception, code: int) -> int:
+    log.error(str(error))
+    return code
+
+
+if __name__ == "__main__":
+    main()
