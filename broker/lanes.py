@@ -15,7 +15,10 @@ from .jetstream_api import ERR_CONSUMER_NOT_FOUND, ERR_MAX_CONSUMERS, RETRY_PAUS
 from .link import Link, Packet
 from .subjects import STREAM_PROMPTS, Lane
 
-NO_WAIT = b'{"batch":1,"no_wait":true}'
+# A lane that runs as much as it may parks a pull that does not wait, unless the pull expires; and one that expires
+# is kept that long on an empty lane, too. So this is how long "nothing for you" takes.
+PULL_EXPIRES_S = 0.02
+PULL = b'{"batch":1,"no_wait":true,"expires":%d}' % int(PULL_EXPIRES_S * NANOS)
 
 log = get_logger("broker")
 
@@ -82,7 +85,7 @@ class Lanes:
         self._pulls[token] = lane
         try:
             subject = subjects.js_api("CONSUMER", "MSG", "NEXT", STREAM_PROMPTS, subjects.consumer(lane))
-            self._link.send(subject, NO_WAIT, f"{self._inbox}.{token}")
+            self._link.send(subject, PULL, f"{self._inbox}.{token}")
             async with asyncio.timeout(timeout_s):
                 return await answer
         except (TimeoutError, asyncio.CancelledError) as error:

@@ -40,14 +40,14 @@ class StreamConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     name: str
     subjects: tuple[str, ...]
     storage: Literal["file", "memory"]
-    num_replicas: int = msgspec.field(default=0)
+    num_replicas: int
+    max_consumers: int
     retention: Literal["limits", "workqueue"] = "limits"
     discard: Literal["old", "new"] = "old"
     discard_new_per_subject: bool = False
     max_msgs_per_subject: int = 0
     max_bytes: int = 0
     max_age: int = 0
-    max_consumers: int = MAX_CONSUMERS
     duplicate_window: int = 0
     republish: Republish | None = None
     allow_direct: bool = False
@@ -66,6 +66,7 @@ def streams(settings: Settings) -> tuple[StreamConfig, ...]:
             subjects=(subjects.INFER_ALL,),
             storage="file",
             num_replicas=replicas,
+            max_consumers=MAX_CONSUMERS,
             retention="workqueue",
             discard="new",
             discard_new_per_subject=True,
@@ -78,6 +79,7 @@ def streams(settings: Settings) -> tuple[StreamConfig, ...]:
             subjects=(subjects.TAPE_ALL,),
             storage="memory",
             num_replicas=replicas,
+            max_consumers=MAX_CONSUMERS,
             discard="new",
             max_bytes=settings.tape.max_bytes,
             max_age=int(settings.tape.max_age_s * NANOS),
@@ -90,6 +92,7 @@ def streams(settings: Settings) -> tuple[StreamConfig, ...]:
             subjects=(subjects.LIMIT_ALL,),
             storage="file",
             num_replicas=replicas,
+            max_consumers=MAX_CONSUMERS,
             max_msgs_per_subject=1,
             max_age=LIMITS_AGE_S * NANOS,
             allow_msg_counter=True,
@@ -101,6 +104,7 @@ def streams(settings: Settings) -> tuple[StreamConfig, ...]:
             subjects=subjects.object_subjects(subjects.OBJECTS_FILES),
             storage="file",
             num_replicas=replicas,
+            max_consumers=MAX_CONSUMERS,
             discard="new",
             allow_rollup_hdrs=True,
             allow_direct=True,
@@ -140,9 +144,7 @@ async def wait(js: JetStreamApi, settings: Settings, deadline_s: float) -> None:
 
 
 async def _ensure_stream(js: JetStreamApi, wanted: StreamConfig) -> None:
-    body: dict[str, Any] = msgspec.to_builtins(wanted)
-    # A bare omission would let the server choose; an explicit number pins it.
-    body["max_consumers"] = wanted.max_consumers
+    body: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(wanted))
     try:
         current = (await js.call("STREAM", "INFO", wanted.name))["config"]
     except ApiError as error:
@@ -168,6 +170,7 @@ def _bucket(name: str, replicas: int) -> StreamConfig:
         subjects=(subjects.kv(name, ">"),),
         storage="file",
         num_replicas=replicas,
+        max_consumers=MAX_CONSUMERS,
         discard="new",
         max_msgs_per_subject=1,
         duplicate_window=DUPLICATE_WINDOW_S * NANOS,
