@@ -51,3 +51,7 @@ def main() -> None:
     except InferFluxError as error:
         sys.stderr.write(f"inferctl: {error}\n")
         sys.exit(2 if isinstance(error, ConfigError) else 1)
+
+
+if __name__ == "__main__":
+    main()

