@@ -103,8 +103,8 @@ class FairShare:
 
     def gossip(self, now_s: float, num_free_slots: int, hardware: Literal["cpu", "gpu"]) -> Gossip:
         """The next message to the others: send it every interval, also when nothing happened."""
-        for origin in self._roster.drop_gone(now_s):
-            self._owe_gone(origin, now_s)
+        if self._roster.fell_silent(now_s):
+            self._owe_for_gone(now_s)
         # Two messages at one instant would be equal in age with different contents, and their merge order would show.
         self._last_at = max(now_s, self._last_at + 1e-5)
         totals, lifts, gone = self._ledger.entries(self._gone(now_s))
@@ -125,13 +125,14 @@ class FairShare:
 
     def merge(self, gossip: Gossip, now_s: float) -> None:
         """Take in what another worker says: any order, any number of times, none of them essential."""
+        sender = Origin(gossip.worker, gossip.epoch)
+        if sender == self._ledger.origin:
+            return
         self._ledger.merge(gossip)
+        self._ledger.leave_to(sender)
         if self._roster.hear(gossip, now_s):
             self._ledger.owe(self._ledger.origin)
-            for origin in self._gone(now_s):
-                self._ledger.owe(origin)
-            if self._roster.looks_after_gone(now_s):
-                self._ledger.owe_lifts()
+            self._owe_for_gone(now_s)
 
     def rejoin(self, now_s: float) -> None:
         """Call after the connection was lost: asks the others for what was missed, and lifts nobody meanwhile."""
@@ -223,11 +224,13 @@ class FairShare:
             self._lift(lane, {other.tenant for other in late if other.service_class == lane.service_class})
 
     def _gone(self, now_s: float) -> list[Origin]:
-        """Dead epochs that this worker speaks for."""
-        if not self._roster.looks_after_gone(now_s):
+        """Epochs that this worker speaks for."""
+        if not self._roster.speaks_for_gone(now_s):
             return []
-        return [origin for origin in self._ledger.served if not self._roster.is_known(origin)]
+        return [origin for origin in self._ledger.served if self._roster.is_gone(origin)]
 
-    def _owe_gone(self, origin: Origin, now_s: float) -> None:
-        if self._roster.looks_after_gone(now_s):
-            self._ledger.owe(origin)
+    def _owe_for_gone(self, now_s: float) -> None:
+        if self._roster.speaks_for_gone(now_s):
+            for origin in self._gone(now_s):
+                self._ledger.owe(origin)
+            self._ledger.owe(None)

@@ -6,6 +6,7 @@ Any two ledgers that have received the same entries are equal, in whatever order
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import NamedTuple, TypeAlias
 
 import msgspec
@@ -48,12 +49,12 @@ class Ledger:
         self._virtual: dict[str, float] = {}
         self._totals: dict[Account, float] = {}
         self._changed: dict[_Entry, None] = {}
-        self._owed: dict[_Entry, None] = {}
+        self._owed: dict[Origin | None, dict[Account, None]] = {}
         self._round: Iterator[_Entry] = iter(())
 
     @property
     def num_owed(self) -> int:
-        return len(self._changed) + len(self._owed)
+        return len(self._changed) + sum(map(len, self._owed.values()))
 
     def virtual(self, tenant: str) -> float:
         """Virtual tokens served to a tenant by everybody, in all classes."""
@@ -86,14 +87,13 @@ class Ledger:
         for lift in gossip.lifts:
             self.lift((lift.service_class, lift.tenant), lift.level)
 
-    def owe(self, origin: Origin) -> None:
-        """Tell all that is known of one epoch again."""
-        for account in self.served.get(origin, ()):
-            self._owed[(origin, account)] = None
+    def owe(self, origin: Origin | None) -> None:
+        """Tell again all that is known of one epoch, or of the lifts (None)."""
+        self._owed[origin] = dict.fromkeys(self.lifts if origin is None else self.served.get(origin, {}))
 
-    def owe_lifts(self) -> None:
-        for account in self.lifts:
-            self._owed[(None, account)] = None
+    def leave_to(self, origin: Origin) -> None:
+        """An epoch speaks for itself again."""
+        self._owed.pop(origin, None)
 
     def entries(
         self, gone: Iterable[Origin]
@@ -104,11 +104,15 @@ class Ledger:
         epochs that this worker looks after) theirs and the lifts too.
         """
         batch: dict[_Entry, None] = {}
-        for queue in (self._changed, self._owed):
-            while queue and len(batch) < MAX_ENTRIES:
-                entry = next(iter(queue))
-                del queue[entry]
-                batch[entry] = None
+        for entry in list(islice(self._changed, MAX_ENTRIES)):
+            del self._changed[entry]
+            batch[entry] = None
+        for origin, accounts in list(self._owed.items()):
+            for account in list(islice(accounts, MAX_ENTRIES - len(batch))):
+                del accounts[account]
+                batch[(origin, account)] = None
+            if not accounts:
+                del self._owed[origin]
         for _ in range(min(_NUM_REPEATED, MAX_ENTRIES - len(batch))):
             entry_in_turn = self._next_in_turn(gone)
             if entry_in_turn is None:
@@ -153,7 +157,10 @@ class Ledger:
 
     def _raise(self, origin: Origin, account: Account, total: float, virtual: float) -> None:
         """Raise an entry and the sums it is part of to at least these values."""
-        served = self.served.setdefault(origin, {}).setdefault(account, Served())
+        accounts = self.served.setdefault(origin, {})
+        served = accounts.get(account)
+        if served is None:
+            served = accounts[account] = Served()
         if total > served.total:
             self._totals[account] = self._totals.get(account, 0.0) + total - served.total
             served.total = total

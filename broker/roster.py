@@ -9,12 +9,11 @@ import msgspec
 from .ledger import Origin
 from .wire import Gossip
 
-_FRESH = 3
-_JOINING = 5
+_SILENT = 3
+_JOINING = 6
 _JOINING_AT_MOST = 50
-_GONE = 50
-"""In gossip intervals: how old a slot count may be, how long a newcomer listens before its view counts as whole, at
-least and at most, and after how much silence a worker is taken for dead."""
+"""In gossip intervals: after how much silence a worker counts as gone, and how long a newcomer listens before its own
+view counts as whole, at least and at most. Listening outlasts silence, so that somebody speaks for those just gone."""
 
 
 class Peer(msgspec.Struct):
@@ -22,7 +21,8 @@ class Peer(msgspec.Struct):
 
     gossip: Gossip
     heard_s: float
-    answered: float = 0.0
+    answered: float | None = None
+    silent: bool = False
 
 
 class Roster:
@@ -39,15 +39,14 @@ class Roster:
     def hear(self, gossip: Gossip, now_s: float) -> bool:
         """Note a message; whether its sender asks for something that was not answered yet."""
         origin = Origin(gossip.worker, gossip.epoch)
-        if origin == self._origin:
-            return False
         peer = self._peers.get(origin)
         if peer is None:
             peer = self._peers[origin] = Peer(gossip, now_s)
         elif gossip.at > peer.gossip.at:
             peer.gossip = gossip
             peer.heard_s = now_s
-        if gossip.asks <= peer.answered:
+            peer.silent = False
+        if gossip.asks is None or (peer.answered is not None and gossip.asks <= peer.answered):
             return False
         peer.answered = gossip.asks
         return True
@@ -57,11 +56,11 @@ class Roster:
         self._asks = now_s
         self._joined = False
 
-    def asking(self, now_s: float) -> float:
-        """Since when this worker has been asking; 0 when it has been answered. The first call starts it."""
+    def asking(self, now_s: float) -> float | None:
+        """Since when this worker has been asking; None when it has been answered. The first call starts it."""
         if self._asks is None:
             self.ask(now_s)
-        return 0.0 if self.joined(now_s) or self._asks is None else self._asks
+        return None if self.joined(now_s) else self._asks
 
     def joined(self, now_s: float) -> bool:
         """Whether the others have sent what they owed, or have had ample time for it."""
@@ -76,28 +75,35 @@ class Roster:
         """Whether the own view is as good as anybody's, which it also is while nobody else was ever heard."""
         return not self._peers or self.joined(now_s)
 
-    def looks_after_gone(self, now_s: float) -> bool:
-        """Whether it falls to this worker to speak for the dead: to the first one whose own view is whole."""
-        whole = [Origin(p.gossip.worker, p.gossip.epoch) for p in self._alive(now_s) if not p.gossip.asks]
+    def speaks_for_gone(self, now_s: float) -> bool:
+        """Whether it falls to this worker to tell what the gone have served: to the first whose view is whole."""
+        whole = [Origin(p.gossip.worker, p.gossip.epoch) for p in self._alive(now_s) if p.gossip.asks is None]
         if not self.joined(now_s):
             return not whole
         return all(self._origin < origin for origin in whole)
 
-    def drop_gone(self, now_s: float) -> list[Origin]:
-        """Forget the workers that have fallen silent; returns them."""
-        gone = [o for o, peer in self._peers.items() if now_s - peer.heard_s > self._gone_s()]
-        for origin in gone:
-            del self._peers[origin]
-        return gone
+    def fell_silent(self, now_s: float) -> list[Origin]:
+        """Those that have fallen silent since the last call."""
+        silent: list[Origin] = []
+        for origin, peer in list(self._peers.items()):
+            age_s = now_s - peer.heard_s
+            if not peer.silent and age_s > _SILENT * self._interval_s:
+                peer.silent = True
+                silent.append(origin)
+            elif peer.silent and age_s > self._share_window_s:
+                del self._peers[origin]
+        return silent
 
-    def is_known(self, origin: Origin) -> bool:
-        return origin == self._origin or origin in self._peers
+    def is_gone(self, origin: Origin) -> bool:
+        """Whether nobody speaks for this epoch itself, as of the last `fell_silent`."""
+        peer = self._peers.get(origin)
+        return origin != self._origin and (peer is None or peer.silent)
 
     def free_gpu_slots(self, now_s: float) -> int:
         return sum(
             peer.gossip.num_free_slots
             for peer in self._peers.values()
-            if peer.gossip.hardware == "gpu" and now_s - peer.heard_s <= _FRESH * self._interval_s
+            if peer.gossip.hardware == "gpu" and now_s - peer.heard_s <= _SILENT * self._interval_s
         )
 
     def recent(self, service_class: str, now_s: float) -> float:
@@ -109,7 +115,4 @@ class Roster:
         )
 
     def _alive(self, now_s: float) -> Iterator[Peer]:
-        return (peer for peer in self._peers.values() if now_s - peer.heard_s <= self._gone_s())
-
-    def _gone_s(self) -> float:
-        return max(_GONE * self._interval_s, self._share_window_s)
+        return (peer for peer in self._peers.values() if now_s - peer.heard_s <= _SILENT * self._interval_s)

@@ -246,7 +246,7 @@ class Gossip(Wire, frozen=True, kw_only=True):
     lifts: tuple[Lift, ...] = ()
     gone: tuple[EpochTotals, ...] = ()
     recent: dict[str, float] = {}
-    asks: float = 0.0
+    asks: float | None = None
     num_owed: int = 0
 
 
