@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 
 from inferflux.broker.broker import Bell, Broker, Delivery, Subscription
-from inferflux.broker.errors import BrokerError, TooManyLanes
+from inferflux.broker.errors import BrokerError
 from inferflux.broker.fairshare import FairShare
 from inferflux.broker.subjects import Lane
 from inferflux.broker.wire import decode_gossip, encode
@@ -51,6 +51,8 @@ class Intake:
         self._wake = asyncio.Event()
         self._subscriptions: list[Subscription] = []
         self._pulling = True
+        self._pulls: dict[asyncio.Task[None], Lane] = {}
+        self._num_bells: Counter[Lane] = Counter()
 
     @property
     def num_free_slots(self) -> int:
@@ -76,41 +78,53 @@ class Intake:
         try:
             while self._pulling:
                 self._wake.clear()
-                await self._pull_while_room()
+                self._start_pulls()
                 await self._wake.wait()
         finally:
             for task in background:
                 task.cancel()
-            await asyncio.gather(*background, return_exceptions=True)
+            await asyncio.gather(*background, *self._pulls, return_exceptions=True)
             for subscription in self._subscriptions:
                 with contextlib.suppress(BrokerError):
                     await subscription.close()
 
-    async def _pull_while_room(self) -> None:
-        while self._pulling and self.num_free_slots and not self._leaves_to_gpu():
-            lane = self.fair.choose(time.monotonic())
+    def _start_pulls(self) -> None:
+        """One pull for each free slot, as long as fairness names a lane that is not being emptied already."""
+        while self._pulling and self.num_free_slots > len(self._pulls) and not self._leaves_to_gpu():
+            under_way = Counter(self._pulls.values())
+            emptied = {lane for lane, number in under_way.items() if number >= self.fair.num_waiting(lane)}
+            lane = self.fair.choose(time.monotonic(), exclude=emptied)
             if lane is None:
                 return
-            try:
-                limits = self._tenants.tenant(lane.tenant).lane_limits(self._settings.queue)
-                delivery = await self._broker.pull(lane, limits)
-            except TooManyLanes as error:
-                log.warning("lane left waiting", tenant=lane.tenant, reason=str(error))
-                delivery = None
-            except BrokerError as error:
-                log.warning("pull failed", model=lane.model, tenant=lane.tenant, reason=str(error))
-                await asyncio.sleep(RETRY_S)
-                continue
-            now_s = time.monotonic()
-            self.fair.set_backlog(lane, delivery.num_pending if delivery else 0, now_s)
+            self._pulls[asyncio.create_task(self._pull(lane))] = lane
+
+    async def _pull(self, lane: Lane) -> None:
+        bells = self._num_bells[lane]
+        try:
+            delivery = await self._broker.pull(
+                lane, self._tenants.tenant(lane.tenant).lane_limits(self._settings.queue)
+            )
+        except BrokerError as error:
+            log.warning("pull failed", model=lane.model, tenant=lane.tenant, reason=str(error))
+            await asyncio.sleep(RETRY_S)
+        else:
             if delivery is not None:
+                self.fair.set_backlog(lane, delivery.num_pending, time.monotonic())
                 self._accept(delivery)
+            elif self._num_bells[lane] == bells:
+                self.fair.set_backlog(lane, 0, time.monotonic())
+        finally:
+            task = asyncio.current_task()
+            assert task is not None
+            del self._pulls[task]
+            self._wake.set()
 
     def _leaves_to_gpu(self) -> bool:
         """A CPU worker leaves prompts to a GPU worker that has room for them."""
         return self._host.capacity.hardware == "cpu" and self.fair.free_gpu_slots(time.monotonic()) > 0
 
     def _on_bell(self, bell: Bell) -> None:
+        self._num_bells[bell.lane] += 1
         self._mark(bell.lane, self.fair.num_waiting(bell.lane) + 1)
         self._wake.set()
 
@@ -134,6 +148,7 @@ class Intake:
                 running = Counter(self._held())
                 for lane in known - stored.keys():
                     self._mark(lane, 0)
+                    del self._num_bells[lane]
                 for lane, num_stored in stored.items():
                     self._mark(lane, max(0, num_stored - running[lane]))
                 known = set(stored)

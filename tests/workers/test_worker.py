@@ -1,0 +1,314 @@
+"""A whole worker with the stub engine, over the in-memory broker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+import pytest
+from prometheus_client import CollectorRegistry
+
+from inferflux.broker.memory import MemoryBroker, MemoryHub
+from inferflux.broker.stamp import Stamp, Stamper
+from inferflux.broker.subjects import HEADER_STAMP, Lane, RequestKey, ServiceClass, infer
+from inferflux.broker.wire import Claim, Frame, Usage, decode_frame, encode
+from inferflux.config.metrics import WorkerMetrics
+from inferflux.config.settings import (
+    QueueSettings,
+    RuntimeSettings,
+    SchedulerSettings,
+    Settings,
+    StubSettings,
+    TapeSettings,
+    TenantSettings,
+    WorkerSettings,
+)
+from inferflux.registry.tenants import Tenants
+from inferflux.workers.backends.opening import open_backend
+from inferflux.workers.host import ModelHost
+from inferflux.workers.meter import Meter
+from inferflux.workers.reader import PromptReader
+from inferflux.workers.seal import Sealer
+from inferflux.workers.worker import Worker
+
+LANE = Lane("stub", ServiceClass.DEFAULT, "acme")
+STAMPER = Stamper(b"the secret of the stamps")
+SEALER = Sealer(b"the secret of the seals")
+TENANTS = (TenantSettings(id="acme", max_running=8), TenantSettings(id="narrow", max_running=1))
+
+
+class Fleet:
+    """One hub, some workers, and a client that sees the replies of its own tenant or replica."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.hub = MemoryHub(settings=settings)
+        self.client = MemoryBroker(self.hub)
+        self.workers: list[tuple[Worker, asyncio.Task[None]]] = []
+        self.registry = CollectorRegistry()
+        self._metrics = WorkerMetrics(self.registry)
+        self._frames: dict[RequestKey, list[Frame]] = {}
+        self._came = asyncio.Condition()
+
+    async def listen(self, *owners: str) -> None:
+        for owner in owners:
+            await self.client.listen_replies(owner, lambda reply: self._take(reply.key, decode_frame(reply.body)))
+
+    def start_worker(self) -> Worker:
+        tenants = Tenants.from_settings(self.settings)
+        host = ModelHost(
+            "stub", open_backend("stub", None, self.settings.runtime), self.settings.runtime, self._metrics
+        )
+        reader = PromptReader(STAMPER, SEALER, tenants)
+        worker = Worker(self.settings, MemoryBroker(self.hub), [host], tenants, reader, Meter(self._metrics))
+        self.workers.append((worker, asyncio.create_task(worker.run())))
+        return worker
+
+    async def publish(self, request: str, lane: Lane = LANE, *, stamped: str | None = None, **body: Any) -> int:
+        fields = {"type": "completion", "id": request, "prompt": "hello", "max_tokens": 4} | body
+        data = msgspec.json.encode(fields)
+        headers = {}
+        if stamped is not None:
+            stamp = Stamp(stamped, int(time.time()) + 60, 0)
+            headers[HEADER_STAMP] = STAMPER.write(stamp, subject=infer(lane), msg_id=request, body=data)
+        receipt = await self.client.publish_prompt(lane, data, msg_id=request, headers=headers)
+        return receipt.seq
+
+    async def frames(self, request: str, owner: str = "t-acme", *, at_least: int = 0) -> list[Frame]:
+        """The request's frames once it has ended, or once there are that many."""
+        key = RequestKey(owner, request)
+
+        def enough() -> bool:
+            frames = self._frames.get(key, [])
+            return (at_least and len(frames) >= at_least) or any(frame.terminal for frame in frames)
+
+        async with asyncio.timeout(10), self._came:
+            await self._came.wait_for(enough)
+        return list(self._frames[key])
+
+    async def wait_until_empty(self) -> None:
+        """Every prompt has been acknowledged."""
+        async with asyncio.timeout(10):
+            while await self.client.backlog():
+                await asyncio.sleep(0.01)
+
+    async def stop(self) -> None:
+        for worker, task in self.workers:
+            worker.stop()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    def _take(self, key: RequestKey, frame: Frame) -> None:
+        self._frames.setdefault(key, []).append(frame)
+        asyncio.get_running_loop().create_task(self._notify())
+
+    async def _notify(self) -> None:
+        async with self._came:
+            self._came.notify_all()
+
+
+def settings(**stub: Any) -> Settings:
+    return Settings(
+        tenants=TENANTS,
+        runtime=RuntimeSettings(
+            scheduler=SchedulerSettings(max_batch_size=4), stub=StubSettings(**{"step_s": 0.0, **stub})
+        ),
+        queue=QueueSettings(lease_s=1.0, resync_interval_s=0.05, max_attempts=3),
+        tape=TapeSettings(window_s=0.05),
+        worker=WorkerSettings(drain_timeout_s=0.2),
+    )
+
+
+@pytest.fixture
+async def fleet() -> AsyncIterator[Fleet]:
+    fleet = Fleet(settings())
+    await fleet.listen("t-acme", "t-narrow", "a-one")
+    yield fleet
+    await fleet.stop()
+
+
+@pytest.fixture
+async def slow_fleet() -> AsyncIterator[Fleet]:
+    fleet = Fleet(settings(step_s=0.05))
+    await fleet.listen("t-acme")
+    yield fleet
+    await fleet.stop()
+
+
+def text(frames: list[Frame]) -> str:
+    return "".join(frame.text for frame in frames)
+
+
+async def test_a_prompt_is_answered_and_leaves_nothing_behind(fleet: Fleet) -> None:
+    fleet.start_worker()
+    await fleet.publish("r1")
+    frames = await fleet.frames("r1")
+    assert text(frames).startswith("[stub] ")
+    assert frames[-1].usage == Usage(prompt_tokens=5, completion_tokens=4)
+    await fleet.wait_until_empty()
+    async with asyncio.timeout(5):
+        while (await fleet.client.read_tape(RequestKey("t-acme", "r1"))).claim is not None:
+            await asyncio.sleep(0.01)
+
+
+async def test_prompts_that_waited_for_a_worker_are_found(fleet: Fleet) -> None:
+    for number in range(10):
+        await fleet.publish(f"r{number}")
+    fleet.start_worker()
+    for number in range(10):
+        assert (await fleet.frames(f"r{number}"))[-1].usage is not None
+    await fleet.wait_until_empty()
+
+
+async def test_two_workers_answer_each_prompt_once(fleet: Fleet) -> None:
+    fleet.start_worker()
+    fleet.start_worker()
+    for number in range(40):
+        await fleet.publish(f"r{number}", Lane("stub", ServiceClass.DEFAULT, ("acme", "narrow")[number % 2]))
+    for number in range(40):
+        frames = await fleet.frames(f"r{number}", ("t-acme", "t-narrow")[number % 2])
+        assert sum(frame.terminal for frame in frames) == 1
+    await fleet.wait_until_empty()
+
+
+async def test_a_genuine_stamp_names_the_owner_and_a_false_one_does_not(fleet: Fleet) -> None:
+    fleet.start_worker()
+    await fleet.publish("stamped", stamped="a-one")
+    assert (await fleet.frames("stamped", "a-one"))[-1].usage is not None
+    data = encode(Frame(id="x", attempt=0))
+    forged = Stamper(b"a secret that is not theirs").write(
+        Stamp("a-one", int(time.time()) + 60, 0), subject=infer(LANE), msg_id="forged", body=data
+    )
+    body = b'{"type":"completion","id":"forged","prompt":"x","max_tokens":1}'
+    await fleet.client.publish_prompt(LANE, body, msg_id="forged", headers={HEADER_STAMP: forged})
+    assert (await fleet.frames("forged", "t-acme"))[-1].usage is not None
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "param"),
+    [
+        ({"prompt": ""}, "invalid_request", "prompt"),
+        ({"temperature": -1}, "invalid_request", "temperature"),
+        ({"prompt": [[1, 10**6]]}, "invalid_request", "prompt"),
+        ({"prompt": "x" * 9000}, "context_length_exceeded", "prompt"),
+        ({"max_tokens": 8192}, "context_length_exceeded", "prompt"),
+        ({"type": "chat", "messages": []}, "invalid_request", "messages"),
+        ({"logit_bias": {"x": 1}}, "invalid_request", "logit_bias"),
+        ({"deadline": 1.0}, "queue_timeout", None),
+    ],
+)
+async def test_what_cannot_run_ends_with_its_reason(fleet: Fleet, body: dict[str, Any], code: str, param: str) -> None:
+    fleet.start_worker()
+    await fleet.publish("bad", **body)
+    error = (await fleet.frames("bad"))[-1].error
+    assert error is not None
+    assert (error.code, error.param) == (code, param)
+    await fleet.wait_until_empty()
+
+
+async def test_an_unreadable_body_is_answered_under_its_message_id(fleet: Fleet) -> None:
+    fleet.start_worker()
+    await fleet.client.publish_prompt(LANE, b"{", msg_id="t-acme.broken", headers={})
+    error = (await fleet.frames("broken"))[-1].error
+    assert error is not None
+    assert error.code == "invalid_json"
+
+
+async def test_a_running_request_is_cancelled_by_a_hint(slow_fleet: Fleet) -> None:
+    worker = slow_fleet.start_worker()
+    await slow_fleet.publish("long", max_tokens=60)
+    await slow_fleet.frames("long", at_least=1)
+    await slow_fleet.client.send_cancel(RequestKey("t-acme", "long"))
+    num_steps = worker.hosts[0].stats().num_steps
+    frames = await slow_fleet.frames("long")
+    assert frames[-1].error is not None
+    assert frames[-1].error.code == "cancelled"
+    await slow_fleet.wait_until_empty()
+    async with asyncio.timeout(5):
+        while worker.hosts[0].stats().busy or worker.num_attempts:
+            await asyncio.sleep(0.01)
+    stats = worker.hosts[0].stats()
+    assert stats.num_pages_used == 0
+    assert stats.num_steps <= num_steps + 2
+
+
+async def test_a_queued_request_is_cancelled_by_a_hint(slow_fleet: Fleet) -> None:
+    slow_fleet.start_worker()
+    for number in range(4):
+        await slow_fleet.publish(f"busy{number}", max_tokens=20)
+        await slow_fleet.frames(f"busy{number}", at_least=1)
+    await slow_fleet.publish("queued")
+    await slow_fleet.client.send_cancel(RequestKey("t-acme", "queued"))
+    frames = await slow_fleet.frames("queued")
+    assert [frame.error.code for frame in frames if frame.error] == ["cancelled"]
+    await slow_fleet.wait_until_empty()
+    assert len(await slow_fleet.frames("queued")) == 1
+
+
+async def test_a_draining_worker_hands_back_and_another_continues_exactly(slow_fleet: Fleet) -> None:
+    first = slow_fleet.start_worker()
+    await slow_fleet.publish("moved", max_tokens=30)
+    await slow_fleet.publish("whole", max_tokens=30)
+    before = await slow_fleet.frames("moved", at_least=3)
+    slow_fleet.start_worker()
+    first.stop()
+    frames = await slow_fleet.frames("moved")
+    assert frames[-1].attempt > before[0].attempt
+    assert frames[-1].usage is not None
+    assert frames[-1].usage.completion_tokens == 30
+    assert [frame.index for frame in frames] == sorted({frame.index for frame in frames})
+    assert text(frames) == text(await slow_fleet.frames("whole"))
+
+
+async def test_a_request_that_lost_three_workers_is_given_up(fleet: Fleet) -> None:
+    seq = await fleet.publish("poison")
+    claim = Claim(worker="dead", prompt=seq, num_attempts=3)
+    await fleet.client.put_claim(RequestKey("t-acme", "poison"), claim, expected_seq=0)
+    fleet.start_worker()
+    error = (await fleet.frames("poison"))[-1].error
+    assert error is not None
+    assert error.code == "attempts_exhausted"
+    await fleet.wait_until_empty()
+
+
+async def test_a_request_that_was_answered_before_the_ack_is_only_acked(fleet: Fleet) -> None:
+    seq = await fleet.publish("done")
+    key = RequestKey("t-acme", "done")
+    attempt = await fleet.client.put_claim(key, Claim(worker="dead", prompt=seq), expected_seq=0)
+    terminal = Frame(id="done", attempt=attempt, usage=Usage(prompt_tokens=1))
+    await fleet.client.put_terminal(key, encode(terminal), fence=attempt)
+    fleet.start_worker()
+    await fleet.wait_until_empty()
+    assert await fleet.frames("done") == [terminal]
+
+
+async def test_a_second_prompt_under_a_used_id_joins_the_first(slow_fleet: Fleet) -> None:
+    slow_fleet.start_worker()
+    await slow_fleet.publish("twice", max_tokens=10)
+    await slow_fleet.frames("twice", at_least=1)
+    body = b'{"type":"completion","id":"twice","prompt":"other","max_tokens":2}'
+    await slow_fleet.client.publish_prompt(LANE, body, msg_id="another message id")
+    frames = await slow_fleet.frames("twice")
+    assert frames[-1].usage == Usage(prompt_tokens=5, completion_tokens=10)
+    await slow_fleet.wait_until_empty()
+    assert sum(frame.terminal for frame in await slow_fleet.frames("twice")) == 1
+
+
+async def test_metrics_tell_what_happened(fleet: Fleet) -> None:
+    worker = fleet.start_worker()
+    await fleet.publish("r1", created=time.time())
+    await fleet.frames("r1")
+    await fleet.wait_until_empty()
+    Meter(fleet._metrics).read(worker.hosts[0])
+
+    def value(name: str, **labels: str) -> float | None:
+        return fleet.registry.get_sample_value(name, {"model": "stub", **labels})
+
+    assert value("inferflux_worker_requests_total", outcome="finished") == 1
+    assert value("inferflux_generation_tokens_total") == 4
+    assert value("inferflux_kv_pages_in_use") == 0
+    assert value("inferflux_request_queue_time_seconds_count") == 1
