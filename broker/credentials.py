@@ -29,7 +29,8 @@ class Login(msgspec.Struct, frozen=True):
 
 
 class StoredCredentials(msgspec.Struct, frozen=True):
-    """What an embedded server keeps in `credentials.json`; roles are admin, api, worker and `t-<tenant>`."""
+    """What an embedded server keeps in `credentials.json`; roles are admin, api, worker and `t-<tenant>`. `url` may
+    hold several, separated by commas."""
 
     url: str
     logins: dict[str, Login]
@@ -99,7 +100,7 @@ def resolve(settings: BrokerSettings, role: str) -> Connection:
             "give the tenant `publish: true` and restart `inferctl serve`"
         )
     return Connection(
-        urls=(stored.url,),
+        urls=_split(stored.url),
         inbox_prefix=subjects.inbox_prefix(role),
         user=login.user,
         password=login.password,
@@ -129,7 +130,7 @@ def _external(settings: BrokerSettings, role: str) -> Connection:
         if file is not None and not Path(file).is_file():
             raise ConfigError(f"{file}, which the broker settings name, does not exist")
     return Connection(
-        urls=tuple(url.strip() for url in settings.url.split(",") if url.strip()),
+        urls=_split(settings.url),
         inbox_prefix=subjects.inbox_prefix(role),
         user=settings.user,
         password=settings.password,
@@ -140,6 +141,10 @@ def _external(settings: BrokerSettings, role: str) -> Connection:
         stamp_secret=_secret(settings.stamp_secret, "stamp_secret", role, (ROLE_API, ROLE_WORKER)),
         seal_secret=_secret(settings.seal_secret, "seal_secret", role, (ROLE_WORKER,)),
     )
+
+
+def _split(urls: str) -> tuple[str, ...]:
+    return tuple(url.strip() for url in urls.split(",") if url.strip())
 
 
 def _secret(value: str | None, name: str, role: str, holders: tuple[str, ...]) -> bytes | None:

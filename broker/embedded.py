@@ -17,7 +17,7 @@ from inferflux.config.settings import Settings, TenantSettings
 
 from . import permissions, server_config, subjects, topology
 from .credentials import ROLE_ADMIN, Connection, StoredCredentials, load
-from .errors import BrokerError, BrokerUnavailable, ConfigError
+from .errors import BrokerError, ConfigError
 from .jetstream_api import JetStreamApi
 from .link import Link
 from .store import Store
@@ -58,7 +58,7 @@ class EmbeddedServer:
         """Return when clients can connect and every stream is there. Raises ConfigError with the fix."""
         if self._settings.broker.replicas != 1:
             raise ConfigError("broker.replicas must be 1 for the embedded server: set broker.url to a cluster for more")
-        binary = _binary()
+        binary = find_binary()
         await asyncio.to_thread(self._store.acquire)
         try:
             port = self._choose_port()
@@ -124,7 +124,7 @@ class EmbeddedServer:
             pass_fds=(self._store.lock,),
             # Ctrl-C reaches the whole foreground group; the broker must outlive those who drain through it.
             start_new_session=True,
-            preexec_fn=_die_with_parent(),
+            preexec_fn=die_with_parent(),
         )
         self._store.record(self._process.pid)
 
@@ -156,17 +156,7 @@ class EmbeddedServer:
         link = Link(connection, name="inferflux-embedded", timeout_s=timeout_s)
         try:
             await link.open(READY_S)
-            js = JetStreamApi(link, timeout_s=timeout_s)
-            async with asyncio.timeout(READY_S):
-                while True:
-                    try:
-                        await topology.ensure(js, self._settings)
-                        return
-                    except BrokerUnavailable as error:
-                        log.debug("JetStream is not ready yet", reason=str(error))
-                        await asyncio.sleep(0.05)
-        except TimeoutError:
-            raise BrokerUnavailable(f"JetStream is not ready after {READY_S:g} s: {self._last_words()}") from None
+            await topology.ensure(JetStreamApi(link, timeout_s=timeout_s), self._settings, READY_S)
         finally:
             await link.close()
 
@@ -198,7 +188,7 @@ class EmbeddedServer:
         return (bad or lines or ["it wrote no log"])[-1]
 
 
-def _binary() -> Path:
+def find_binary() -> Path:
     """nats-server beside this Python, else on PATH."""
     found = shutil.which("nats-server", path=str(Path(sys.executable).parent)) or shutil.which("nats-server")
     if found is None:
@@ -224,7 +214,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _die_with_parent() -> Callable[[], None] | None:
+def die_with_parent() -> Callable[[], None] | None:
     """On Linux the kernel ends the server when this process is killed and cannot."""
     if sys.platform != "linux":
         return None

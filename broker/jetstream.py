@@ -60,7 +60,7 @@ class JetStreamBroker(Broker):
         try:
             await link.open(deadline_s)
             if role in (ROLE_API, ROLE_ADMIN):
-                await topology.ensure(broker._js, settings)
+                await topology.ensure(broker._js, settings, deadline_s)
             else:
                 await topology.wait(broker._js, settings, deadline_s)
             for part in (broker._lanes, broker._frames, broker._tape):

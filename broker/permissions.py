@@ -124,6 +124,12 @@ def users(logins: Mapping[str, Login], permissions: Mapping[str, Permissions]) -
     ]
 
 
+def users_file(logins: Mapping[str, Login], permissions: Mapping[str, Permissions]) -> bytes:
+    """The same as a file that a nats-server configuration can `include`."""
+    authorization = msgspec.json.encode({"users": users(logins, permissions)})
+    return b"authorization: " + msgspec.json.format(authorization, indent=2) + b"\n"
+
+
 def _prompts_and_tape() -> tuple[str, ...]:
     return (
         js_api("STREAM", "MSG", "GET", STREAM_PROMPTS),

@@ -12,13 +12,14 @@ from inferflux.config.logs import get_logger
 from inferflux.config.settings import Settings
 
 from . import subjects
-from .errors import BrokerUnavailable, ConfigError
+from .errors import BrokerError, BrokerUnavailable, ConfigError
 from .jetstream_api import ERR_STREAM_EXISTS, ERR_STREAM_NOT_FOUND, ApiError, JetStreamApi
 
 NANOS = 1_000_000_000
 DUPLICATE_WINDOW_S = 120
 LIMITS_AGE_S = 25 * 3600
 MARKER_TTL_S = 10
+POLL_S = 0.05
 # The server cannot change a stream's max_consumers later, so lanes are capped by `queue.max_lanes` when a
 # consumer is made, and this is only far enough above it.
 MAX_CONSUMERS = 10_000
@@ -112,18 +113,27 @@ def streams(settings: Settings) -> tuple[StreamConfig, ...]:
     )
 
 
-async def ensure(js: JetStreamApi, settings: Settings) -> None:
+async def ensure(js: JetStreamApi, settings: Settings, deadline_s: float) -> None:
     """Create what is missing and update what the settings changed; safe to run from many processes at once.
 
-    Raises ConfigError when the server cannot make a stream what the settings ask for.
+    Raises ConfigError when the server cannot make a stream what the settings ask for, BrokerUnavailable when
+    JetStream is not there in time.
     """
+    end = time.monotonic() + deadline_s
     for wanted in streams(settings):
-        try:
-            await _ensure_stream(js, wanted)
-        except ApiError as error:
-            if error.temporary:
-                raise BrokerUnavailable(f"cannot set up stream {wanted.name}: {error.description}") from error
-            raise ConfigError(_explain(wanted, error)) from error
+        while True:
+            try:
+                await _ensure_stream(js, wanted)
+                break
+            except ApiError as error:
+                if not error.temporary:
+                    raise ConfigError(_explain(wanted, error)) from error
+                reason: BrokerError = error
+            except BrokerUnavailable as error:
+                reason = error
+            if time.monotonic() > end:
+                raise BrokerUnavailable(f"cannot set up stream {wanted.name}: {reason}") from reason
+            await asyncio.sleep(POLL_S)
 
 
 async def wait(js: JetStreamApi, settings: Settings, deadline_s: float) -> None:
@@ -140,7 +150,7 @@ async def wait(js: JetStreamApi, settings: Settings, deadline_s: float) -> None:
                         f"stream {wanted.name} is missing ({error}): start `inferctl serve` or `inferctl api`, "
                         "which create it"
                     ) from error
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(POLL_S)
 
 
 async def _ensure_stream(js: JetStreamApi, wanted: StreamConfig) -> None:

@@ -1,0 +1,43 @@
+"""Make `users.conf` for a NATS cluster: one user for each role, with the permissions it needs and no more.
+
+    python deploy/nats/make_users.py --publisher acme:default,batch > credentials.json
+
+Writes users.conf into the current directory and prints the credentials, which no other place keeps: give each process
+those of its role (`broker.user`, `broker.password`), and the two secrets to API replicas and workers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import sys
+
+import msgspec
+
+from inferflux.broker import permissions
+from inferflux.broker.credentials import Login, StoredCredentials
+
+
+def main() -> None:
+    """Read the arguments, write the file, print the credentials."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--publisher", action="append", default=[], metavar="TENANT:CLASS[,CLASS]")
+    parser.add_argument("--url", default="nats://127.0.0.1:4222", help="where the cluster is, separated by commas")
+    arguments = parser.parse_args()
+    publishers = {}
+    for each in arguments.publisher:
+        tenant, colon, classes = each.rpartition(":")
+        if not colon:
+            parser.error(f"--publisher {each}: name the classes, as in {each}:default,batch")
+        publishers[tenant] = classes.split(",")
+    allowed = permissions.roles(publishers)
+    logins = {role: Login(role, secrets.token_urlsafe(32)) for role in allowed}
+    with open(os.open("users.conf", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(permissions.users_file(logins, allowed))
+    made = StoredCredentials(arguments.url, logins, secrets.token_urlsafe(32), secrets.token_urlsafe(32))
+    sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(made), indent=2) + b"\n")
+
+
+if __name__ == "__main__":
+    main()

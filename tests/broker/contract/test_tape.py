@@ -1,0 +1,131 @@
+"""The tape: claims by compare-and-set, frames in order, a fenced end."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from harness.world import Inbox, World
+
+from inferflux.broker.broker import Reply, Tape
+from inferflux.broker.errors import ClaimLost
+from inferflux.broker.subjects import RequestKey
+from inferflux.broker.wire import Claim
+
+
+async def test_claim_is_won_once(world: World, key: RequestKey) -> None:
+    first, second = await world.broker("worker"), await world.broker("worker")
+    assert await first.last_claim(key) is None
+    seq = await first.put_claim(key, Claim(worker="w1", at=1.5), expected_seq=0)
+    with pytest.raises(ClaimLost) as lost:
+        await second.put_claim(key, Claim(worker="w2"), expected_seq=0)
+    assert lost.value.actual_seq in (seq, None)
+    assert await second.last_claim(key) == (seq, Claim(worker="w1", at=1.5))
+    newer = await second.put_claim(key, Claim(worker="w2", num_attempts=2), expected_seq=seq)
+    assert newer > seq
+    assert (await first.read_tape(key)).claim_seq == newer
+
+
+async def test_of_many_contenders_one_wins(world: World, key: RequestKey) -> None:
+    brokers = [await world.broker("worker") for _ in range(3)]
+    claims = [
+        broker.put_claim(key, Claim(worker=f"{number}{index}"), expected_seq=0)
+        for index, broker in enumerate(brokers)
+        for number in range(5)
+    ]
+    results = await asyncio.gather(*claims, return_exceptions=True)
+    assert sorted(type(each).__name__ for each in results) == ["ClaimLost"] * 14 + ["int"]
+
+
+async def test_frames_keep_their_order(world: World, key: RequestKey) -> None:
+    worker, api = await world.broker("worker"), await world.broker("api")
+    claim_seq = await worker.put_claim(key, Claim(worker="w"), expected_seq=0)
+    sent = [worker.send_frame(key, b"%d" % number) for number in range(300)]
+    seqs = await asyncio.gather(*sent)
+    assert list(seqs) == sorted(seqs)
+    tape = await api.read_tape(key)
+    assert tape.claim == Claim(worker="w")
+    assert tape.claim_seq == claim_seq
+    assert [(each.seq, each.body) for each in tape.frames] == [(seq, b"%d" % number) for number, seq in enumerate(seqs)]
+    assert (await api.read_tape(key, after_seq=seqs[297])).frames == tape.frames[298:]
+    assert (await api.read_tape(key, after_seq=seqs[-1])).frames == ()
+
+
+async def test_long_tape_is_read_whole(world: World, key: RequestKey) -> None:
+    worker = await world.broker("worker")
+    await asyncio.gather(*(worker.send_frame(key, b"x" * 100) for _ in range(2500)))
+    assert len((await worker.read_tape(key)).frames) == 2500
+
+
+async def test_tapes_do_not_mix(world: World, key: RequestKey) -> None:
+    worker = await world.broker("worker")
+    other = RequestKey(key.owner, f"{key.request}.more")
+    await worker.send_frame(key, b"mine")
+    await worker.send_frame(other, b"theirs")
+    assert [each.body for each in (await worker.read_tape(key)).frames] == [b"mine"]
+
+
+async def test_terminal_frame_is_fenced(world: World, key: RequestKey) -> None:
+    zombie, worker = await world.broker("worker"), await world.broker("worker")
+    old = await zombie.put_claim(key, Claim(worker="z"), expected_seq=0)
+    new = await worker.put_claim(key, Claim(worker="w", num_attempts=2), expected_seq=old)
+    with pytest.raises(ClaimLost):
+        await zombie.put_terminal(key, b"zombie's end", fence=old)
+    seq = await worker.put_terminal(key, b"end", fence=new)
+    assert [(each.seq, each.body) for each in (await worker.read_tape(key)).frames] == [(seq, b"end")]
+
+
+async def test_terminal_frame_follows_frames_on_their_way(world: World, key: RequestKey) -> None:
+    worker = await world.broker("worker")
+    fence = await worker.put_claim(key, Claim(worker="w"), expected_seq=0)
+    for number in range(50):
+        worker.send_frame(key, b"%d" % number)
+    await worker.put_terminal(key, b"end", fence=fence)
+    bodies = [each.body for each in (await worker.read_tape(key)).frames]
+    assert bodies == [*(b"%d" % number for number in range(50)), b"end"]
+
+
+async def test_purge_removes_one_request_only(world: World, key: RequestKey) -> None:
+    worker = await world.broker("worker")
+    other = RequestKey(key.owner, f"{key.request}x")
+    await worker.put_claim(key, Claim(worker="w"), expected_seq=0)
+    await asyncio.gather(worker.send_frame(key, b"a"), worker.send_frame(other, b"b"))
+    await worker.purge_tape(key)
+    assert await worker.read_tape(key) == Tape(None, 0, ())
+    assert len((await worker.read_tape(other)).frames) == 1
+    await worker.put_claim(key, Claim(worker="w"), expected_seq=0)
+
+
+async def test_fill_grows_with_what_is_stored(world: World, key: RequestKey) -> None:
+    worker = await world.broker("worker")
+    before = await worker.tape_fill()
+    await worker.send_frame(key, b"x" * 320_000)
+    assert await worker.tape_fill() == pytest.approx(before + 320_000 / world.settings.tape.max_bytes, abs=0.002)
+    await worker.purge_tape(key)
+
+
+async def test_replies_are_the_tape_live(world: World, key: RequestKey) -> None:
+    worker, api = await world.broker("worker"), await world.broker("api")
+    inbox = Inbox()
+    await api.listen_replies(key.owner, inbox.put)
+    fence = await worker.put_claim(key, Claim(worker="w"), expected_seq=0)
+    seqs = list(await asyncio.gather(*(worker.send_frame(key, b"%d" % number) for number in range(20))))
+    seqs.append(await worker.put_terminal(key, b"20", fence=fence))
+    replies = [await inbox.next(Reply) for _ in range(21)]
+    assert [each.key for each in replies] == [key] * 21
+    assert [each.body for each in replies] == [b"%d" % number for number in range(21)]
+    assert [each.seq for each in replies] == seqs
+    assert [each.last_seq for each in replies] == [0, *seqs[:-1]]
+    assert inbox.empty
+
+
+async def test_replies_reach_their_owner_alone(world: World, key: RequestKey) -> None:
+    worker, api = await world.broker("worker"), await world.broker("api")
+    mine, theirs = Inbox(), Inbox()
+    await api.listen_replies(key.owner, mine.put)
+    await api.listen_replies(f"{key.owner}x", theirs.put)
+    await worker.send_frame(RequestKey(f"{key.owner}x", "r"), b"other")
+    await worker.send_frame(key, b"own")
+    assert (await mine.next(Reply)).body == b"own"
+    assert (await theirs.next(Reply)).body == b"other"
+    assert mine.empty

@@ -1,0 +1,186 @@
+"""Real nats-servers for tests: one, or a cluster of three, under the generated per-role permissions."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from inferflux.broker import permissions
+from inferflux.broker.credentials import CREDENTIALS_FILE, Connection, Login, StoredCredentials, resolve
+from inferflux.broker.embedded import die_with_parent, find_binary
+from inferflux.broker.jetstream import JetStreamBroker
+from inferflux.config.settings import BrokerSettings, Settings, TapeSettings, TenantSettings
+
+TEMPLATE = Path(__file__).parents[2] / "deploy" / "nats" / "cluster.conf"
+ALONE = """
+server_name: $NATS_NAME
+listen: $NATS_LISTEN
+max_payload: 8MB
+jetstream { store_dir: $NATS_STORE_DIR, max_memory_store: 320MB }
+include ./users.conf
+"""
+TENANTS = (TenantSettings(id="acme", publish=True), TenantSettings(id="a.b c", classes=("batch",), publish=True))
+START_S = 20.0
+
+
+class NatsServers:
+    """One nats-server, or three that form a cluster. `settings` find it by its store directory, whatever the role."""
+
+    def __init__(self, path: Path, settings: Settings, *, num_nodes: int = 1) -> None:
+        self._path = path
+        ports = free_ports(2 * num_nodes)
+        self._ports, self._routes = ports[:num_nodes], ports[num_nodes:]
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        path.mkdir(parents=True, exist_ok=True)
+        tenants = settings.tenants or TENANTS
+        allowed = permissions.roles({each.id: each.classes for each in tenants if each.publish})
+        logins = {role: Login(role, secrets.token_urlsafe(16)) for role in allowed}
+        self.url = ",".join(f"nats://127.0.0.1:{port}" for port in self._ports)
+        stored = StoredCredentials(self.url, logins, secrets.token_urlsafe(16), secrets.token_urlsafe(16))
+        (path / CREDENTIALS_FILE).write_bytes(msgspec.json.encode(stored))
+        (path / "users.conf").write_bytes(permissions.users_file(logins, allowed))
+        (path / "nats.conf").write_text(TEMPLATE.read_text() if num_nodes > 1 else ALONE)
+        broker = msgspec.structs.replace(settings.broker, store_dir=str(path), replicas=num_nodes)
+        self.settings = msgspec.structs.replace(settings, broker=broker, tenants=tenants)
+
+    @property
+    def num_nodes(self) -> int:
+        return len(self._ports)
+
+    def start(self, node: int = 0) -> None:
+        """Start one node and return when it takes connections."""
+        others = [f"nats://127.0.0.1:{port}" for index, port in enumerate(self._routes) if index != node]
+        environ = os.environ | {
+            "NATS_NAME": f"n{node}",
+            "NATS_LISTEN": f"127.0.0.1:{self._ports[node]}",
+            "NATS_CLUSTER_LISTEN": f"127.0.0.1:{self._routes[node]}",
+            "NATS_ROUTES": f"[{', '.join(others)}]",
+            "NATS_STORE_DIR": str(self._path / f"node-{node}"),
+        }
+        log = self._path / f"node-{node}.log"
+        self._processes[node] = subprocess.Popen(
+            [find_binary(), "-c", self._path / "nats.conf", "-l", log],
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=die_with_parent(),
+        )
+        deadline = time.monotonic() + START_S
+        while not _listens(self._ports[node]):
+            status = self._processes[node].poll()
+            assert status is None, f"nats-server ended with {status}: {log.read_text()}"
+            assert time.monotonic() < deadline, "nats-server does not listen"
+            time.sleep(0.01)
+
+    def start_all(self) -> None:
+        for node in range(self.num_nodes):
+            self.start(node)
+
+    def kill(self, node: int = 0) -> None:
+        """As if the machine had died."""
+        self._end(node, signal.SIGKILL)
+
+    def stop(self, node: int = 0) -> None:
+        self._end(node, signal.SIGTERM)
+
+    def freeze(self, node: int = 0) -> None:
+        """It keeps its connections and answers nothing until `thaw`."""
+        self._processes[node].send_signal(signal.SIGSTOP)
+
+    def thaw(self, node: int = 0) -> None:
+        self._processes[node].send_signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        for node in tuple(self._processes):
+            self._end(node, signal.SIGKILL)
+        for node in range(self.num_nodes):
+            shutil.rmtree(self._path / f"node-{node}", ignore_errors=True)
+
+    def connection(self, role: str) -> Connection:
+        return resolve(self.settings.broker, role)
+
+    async def connect(self, role: str, name: str = "test", settings: Settings | None = None) -> JetStreamBroker:
+        return await JetStreamBroker.connect(settings or self.settings, role, name, deadline_s=START_S)
+
+    @asynccontextmanager
+    async def broker(self, role: str, settings: Settings | None = None) -> AsyncIterator[JetStreamBroker]:
+        broker = await self.connect(role, settings=settings)
+        try:
+            yield broker
+        finally:
+            await broker.close()
+
+    def _end(self, node: int, how: signal.Signals) -> None:
+        process = self._processes.pop(node)
+        process.send_signal(how)
+        process.wait(START_S)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on, all different."""
+    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+def settings_for_tests(**sections: msgspec.Struct) -> Settings:
+    """Settings with a small tape and a short broker timeout; sections given replace the defaults."""
+    defaults = {"broker": BrokerSettings(timeout_s=3.0), "tape": TapeSettings(max_bytes=32 * 1024 * 1024)}
+    return Settings(**(defaults | sections))  # type: ignore[arg-type]
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="session")
+def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServers]:
+    """One server for the whole run: give models, tenants and requests names of their own, and leave it running."""
+    servers = NatsServers(tmp_path_factory.mktemp("nats"), settings_for_tests())
+    servers.start_all()
+    yield servers
+    servers.close()
+
+
+@pytest.fixture
+def own_nats(tmp_path: Path) -> Iterator[NatsServers]:
+    """A server for one test, which may stop, kill, freeze and restart it."""
+    servers = NatsServers(tmp_path / "nats", settings_for_tests())
+    servers.start_all()
+    yield servers
+    servers.close()
+
+
+@pytest.fixture(scope="session")
+def nats_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServers]:
+    """Three servers for the whole run; every stream has three replicas."""
+    servers = NatsServers(tmp_path_factory.mktemp("cluster"), settings_for_tests(), num_nodes=3)
+    servers.start_all()
+    yield servers
+    servers.close()
+
+
+@pytest.fixture
+def own_cluster(tmp_path: Path) -> Iterator[NatsServers]:
+    """Three servers for one test, which may stop, kill, freeze and restart them."""
+    servers = NatsServers(tmp_path / "cluster", settings_for_tests(), num_nodes=3)
+    servers.start_all()
+    yield servers
+    servers.close()
