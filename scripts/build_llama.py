@@ -87,18 +87,10 @@ def fetch_source(cache: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             lines: list[str] = []
+            # pip is told about this package alone: its build requirements may come as wheels.
+            only_source = ("--no-deps", "--no-binary", "llama-cpp-python")
             try:
-                lines.extend(
-                    pip(
-                        "download",
-                        "--no-deps",
-                        "--no-binary",
-                        ":all:",
-                        "--dest",
-                        folder,
-                        f"llama-cpp-python=={VERSION}",
-                    )
-                )
+                lines.extend(pip("download", *only_source, "--dest", folder, f"llama-cpp-python=={VERSION}"))
             except subprocess.CalledProcessError as error:
                 raise Unavailable("its source could not be fetched:\n" + "".join(lines[-5:])) from error
             os.replace(Path(folder, name), target)

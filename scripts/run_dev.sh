@@ -16,7 +16,7 @@ while [ $# -gt 0 ]; do
     shift
 done
 
-# Paths inside the settings are relative to the checkout; the file itself may be named from anywhere.
+# Paths inside the settings and in flags are relative to the checkout; the file itself may be named from anywhere.
 case $config in
     /*) ;;
     *) [ ! -e "$start/$config" ] || config=$start/$config ;;
@@ -24,4 +24,9 @@ esac
 
 "$root/scripts/setup.sh"
 cd "$root"
-exec "$root/.venv/bin/inferctl" serve --config "$config" ${flags[@]+"${flags[@]}"}
+model=()
+if ! .venv/bin/python -c 'import importlib.util; raise SystemExit(not importlib.util.find_spec("llama_cpp"))'; then
+    model=(--set registry.path=/dev/null --set model.backend=stub)
+    [ -n "${INFERFLUX_MODEL_PATH:-}" ] || model+=(--set model.id=smollm2)
+fi
+exec .venv/bin/inferctl serve --config "$config" ${model[@]+"${model[@]}"} ${flags[@]+"${flags[@]}"}

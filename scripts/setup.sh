@@ -116,9 +116,16 @@ lock
 make_venv
 install_project
 complete=yes
-fetch_model || { complete=no; say "WARNING: no model; the stub will serve, with canned text"; }
-"$python" "$root/scripts/build_llama.py" --cache "$cache" --model "$root/models/smollm2.gguf" \
-    || { complete=no; say "WARNING: no llama.cpp; the stub will serve, with canned text"; }
+proof=$root/models/smollm2.gguf
+if ! fetch_model; then
+    complete=no
+    proof=${INFERFLUX_MODEL_PATH:-$proof}
+    say "WARNING: the default model could not be fetched"
+fi
+if ! "$python" "$root/scripts/build_llama.py" --cache "$cache" --model "$proof"; then
+    complete=no
+    say "WARNING: without llama.cpp the stub serves, with made-up text"
+fi
 if [ "$complete" = yes ]; then
     echo "$wanted" >"$stamp"
 fi
