@@ -156,8 +156,8 @@ class Worker:
         claim = Claim(worker=self.id, state="cancelled", num_attempts=0, at=time.time())
         with contextlib.suppress(BrokerError):
             seq = await self._broker.put_claim(key, claim, expected_seq=0)
+            # The claim stays until the prompt has been pulled: whoever pulls it finds it cancelled, and purges.
             await self._broker.put_terminal(key, cancelled(key.request, seq), fence=seq)
-            self._after(self._settings.tape.window_s, lambda: self._purge(key))
 
     async def _sweep_forever(self) -> None:
         while True:
