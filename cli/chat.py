@@ -11,7 +11,6 @@ import typer
 from . import terminal
 from .completion import MaxTokens, Model, Seed, Stop, Temperature, TopP, given
 from .errors import CommandFailed, ServerRefused
-from .models import default_model
 from .options import DEFAULT_URL, ApiKey, Json, Url, connect, print_json
 
 if TYPE_CHECKING:
@@ -23,9 +22,8 @@ _GREETING = "Chatting with {model}. /reset forgets the conversation, /exit ends 
 class Conversation:
     """Messages so far, and the way to add a turn. `options` go along with each request."""
 
-    def __init__(self, client: Client, model: str, system: str | None, options: dict[str, Any]) -> None:
+    def __init__(self, client: Client, system: str | None, options: dict[str, Any]) -> None:
         self._client = client
-        self._model = model
         self._opening = [{"role": "system", "content": system}] if system else []
         self._options = options
         self.messages: list[dict[str, str]] = []
@@ -55,7 +53,7 @@ class Conversation:
         return self._client.post("/v1/chat/completions", self._body())
 
     def _body(self) -> dict[str, Any]:
-        return {"model": self._model, "messages": self.messages, **self._options}
+        return {"messages": self.messages, **self._options}
 
 
 def chat(
@@ -76,9 +74,9 @@ def chat(
     """Chat with a model. With --json each chunk, or the answer without --stream, is one line of JSON."""
     if interactive and (prompt is not None or as_json or not stream):
         raise CommandFailed("--interactive goes with neither --prompt, --json nor --no-stream")
-    options = given(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=stop)
+    options = given(model=model, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=stop)
     with connect(url, api_key) as client:
-        conversation = Conversation(client, model or default_model(client), system, options)
+        conversation = Conversation(client, system, options)
         if interactive:
             terminal.note(_GREETING.format(model=model or "the default model"))
             _converse(conversation)

@@ -8,7 +8,6 @@ import typer
 
 from . import terminal
 from .errors import CommandFailed
-from .models import default_model
 from .options import DEFAULT_URL, ApiKey, Json, Url, connect, print_json
 
 Model = Annotated[str | None, typer.Option("--model", help="Model id; the server's default model unless given.")]
@@ -36,9 +35,9 @@ def completion(
     prompt = terminal.read_prompt() if prompt is None else prompt
     if not prompt:
         raise CommandFailed('there is no prompt: pass --prompt "..." or pipe one in')
+    options = given(model=model, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=stop)
+    body = {"prompt": prompt, **options}
     with connect(url, api_key) as client:
-        body = {"model": model or default_model(client), "prompt": prompt}
-        body |= given(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=stop)
         if not stream:
             answer = client.post("/v1/completions", body)
             print_json(answer) if as_json else terminal.write(answer["choices"][0]["text"] + "\n")

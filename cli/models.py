@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .errors import CommandFailed
 from .options import DEFAULT_URL, ApiKey, Json, Url, connect, print_json
 from .terminal import table_console
-
-if TYPE_CHECKING:
-    from .client import Client
 
 
 def models(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: Json = False) -> None:
@@ -20,20 +16,20 @@ def models(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: Json = False
         print_json(answer)
         return
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table("model", "backend", "default", "workers", box=None, pad_edge=False)
+    table = Table("model", "backend", "default", "workers", "context", "note", box=None, pad_edge=False)
     for model in answer["data"]:
-        backend = "[bold red]stub (made-up text)[/]" if is_stub(model) else str(model.get("backend", ""))
-        table.add_row(str(model["id"]), backend, "yes" if model.get("default") else "", str(model.get("workers", "")))
+        note = f"made-up text: {model.get('stub_reason') or 'this is a stub'}" if is_stub(model) else ""
+        table.add_row(
+            Text(str(model["id"])),
+            Text(str(model.get("backend", "")), "bold red" if is_stub(model) else ""),
+            "yes" if model.get("default") else "",
+            str(model.get("num_workers", "")),
+            str(model.get("context_length") or ""),
+            Text(note, "bold red"),
+        )
     table_console().print(table)
-
-
-def default_model(client: Client) -> str:
-    """The id of the server's default model."""
-    offered = client.get("/v1/models")["data"]
-    if not offered:
-        raise CommandFailed("the server has no model: add one to its registry, or start it with --model FILE")
-    return str(pick_default(offered)["id"])
 
 
 def pick_default(offered: list[dict[str, Any]]) -> dict[str, Any]:
@@ -43,4 +39,4 @@ def pick_default(offered: list[dict[str, Any]]) -> dict[str, Any]:
 
 def is_stub(model: dict[str, Any]) -> bool:
     """True for a model that answers with made-up text."""
-    return bool(model.get("stub")) or model.get("backend") == "stub"
+    return bool(model.get("stub"))

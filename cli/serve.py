@@ -123,7 +123,6 @@ async def _supervise(launch: Launch, *, embedded: bool) -> None:
     from inferflux.config.logs import get_logger
 
     from .merge import LineMerger
-    from .panel import announce
     from .supervisor import Supervisor, install_signal_handlers
 
     log = get_logger("serve")
@@ -141,15 +140,24 @@ async def _supervise(launch: Launch, *, embedded: bool) -> None:
     merger = LineMerger(sys.stderr, launch.log_format, coloured=launch.coloured)
     supervisor = Supervisor(launch.children(), merger)
     if not embedded:
-        await _run_until(supervisor, announce(launch), stop, kill)
+        await _run_until(supervisor, _announce(launch, None), stop, kill)
         return
     server = EmbeddedServer(launch.settings)
     await server.start()
     try:
-        await _run_until(supervisor, announce(launch, server.url), stop, kill)
+        await _run_until(supervisor, _announce(launch, server.url), stop, kill)
     finally:
         await server.stop()
         log.info("stopped")
+
+
+async def _announce(launch: Launch, nats_url: str | None) -> None:
+    if launch.num_apis == 0:
+        return
+    from .panel import print_panel
+    from .readiness import wait_ready
+
+    print_panel(launch, await wait_ready(launch), nats_url)
 
 
 async def _run_until(

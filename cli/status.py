@@ -51,9 +51,9 @@ def _print(url: str, answer: dict[str, Any]) -> None:
             )
     console.print(processes)
     console.print(models if models.row_count else "no worker is there: start one with `inferctl worker`")
-    queue = Table("queue", "class", "tenant", "stored", box=None, pad_edge=False)
+    queue = Table("queue", "class", "tenant", "prompts", box=None, pad_edge=False)
     for lane in answer["queue"]:
-        queue.add_row(lane["model"], lane["service_class"], lane["tenant"], str(lane["depth"]))
+        queue.add_row(lane["model"], lane["service_class"], lane["tenant"], str(lane["num_prompts"]))
     console.print(queue if queue.row_count else "nothing is queued")
 
 

@@ -12,7 +12,10 @@ import threading
 import pytest
 from harness.http import Answer, Asked, sse
 
-MODELS = [{"id": "first", "backend": "stub"}, {"id": "second", "backend": "llamacpp", "default": True}]
+MODELS = [
+    {"id": "first", "backend": "stub", "stub": True, "stub_reason": "the model file is missing", "num_workers": 1},
+    {"id": "second", "backend": "llamacpp", "stub": False, "default": True, "num_workers": 2, "context_length": 2048},
+]
 
 
 def text_chunk(text: str) -> dict[str, object]:
@@ -71,7 +74,6 @@ def test_options_travel_and_the_rest_is_the_servers_choice(inferctl, server, mon
     options = ["--max-tokens", "5", "--temperature", "0", "--top-p", "0.5", "--seed", "7", "--stop", "a", "--stop", "b"]
     assert inferctl("completion", "--prompt", "Hi", *options).status == 0
     assert server.asked[-1].json == {
-        "model": "second",
         "prompt": "Hi",
         "max_tokens": 5,
         "temperature": 0.0,
@@ -164,8 +166,8 @@ def test_interactive_goes_with_no_message(inferctl, server):
 def test_models_are_listed_and_a_stub_is_called_one(inferctl, server):
     first, second = inferctl("models").out.splitlines()[1:]
     assert first.startswith("first")
-    assert "stub" in first
-    assert second.split()[:3] == ["second", "llamacpp", "yes"]
+    assert "made-up text: the model file is missing" in first
+    assert second.split() == ["second", "llamacpp", "yes", "2", "2048"]
     assert json.loads(inferctl("models", "--json").out)["data"] == MODELS
 
 
