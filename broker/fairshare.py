@@ -7,8 +7,10 @@ Lifts are kept by class because a tenant that waits long in a low class would ot
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Literal
 
 import msgspec
@@ -20,7 +22,7 @@ from .line import Line
 from .roster import Roster
 from .subjects import Lane, ServiceClass
 from .window import Window
-from .wire import Gossip
+from .wire import Gossip, LaneRunning
 
 
 class LaneShare(msgspec.Struct, frozen=True):
@@ -101,8 +103,17 @@ class FairShare:
         self._ledger.charge((lane.service_class, lane.tenant), cost, cost / self._weight(lane.tenant))
         self._window.add(lane.service_class, cost, now_s)
 
-    def gossip(self, now_s: float, num_free_slots: int, hardware: Literal["cpu", "gpu"]) -> Gossip:
-        """The next message to the others: send it every interval, also when nothing happened."""
+    def gossip(
+        self,
+        now_s: float,
+        num_free_slots: int,
+        hardware: Literal["cpu", "gpu"],
+        running: Mapping[Lane, int] = MappingProxyType({}),
+    ) -> Gossip:
+        """The next message to the others: send it every interval, also when nothing happened.
+
+        `running` is how many prompts of each lane this worker holds.
+        """
         if self._roster.fell_silent(now_s):
             self._owe_for_gone(now_s)
         # Two messages at one instant would be equal in age with different contents, and their merge order would show.
@@ -118,6 +129,10 @@ class FairShare:
             totals=totals,
             lifts=lifts,
             gone=gone,
+            running=tuple(
+                LaneRunning(service_class=lane.service_class, tenant=lane.tenant, num_running=num)
+                for lane, num in running.items()
+            ),
             recent={cls: tokens for cls in ServiceClass if (tokens := self._window.total(cls, now_s))},
             asks=self._roster.asking(now_s),
             num_owed=self._ledger.num_owed,
@@ -145,6 +160,11 @@ class FairShare:
     def free_gpu_slots(self, now_s: float) -> int:
         """Free slots of the GPU workers whose gossip is at most three intervals old."""
         return self._roster.free_gpu_slots(now_s)
+
+    def running_elsewhere(self, now_s: float) -> Counter[Lane]:
+        """Prompts that the other workers hold: stored in the stream, but not waiting."""
+        held = self._roster.running(now_s)
+        return Counter({Lane(self._model, ServiceClass(cls), tenant): num for (cls, tenant), num in held.items()})
 
     def counter(self, tenant: str, service_class: ServiceClass = ServiceClass.DEFAULT) -> float:
         """Virtual tokens; the smallest among those that wait goes next. It never falls."""

@@ -54,7 +54,8 @@ class Ledger:
 
     @property
     def num_owed(self) -> int:
-        return len(self._changed) + sum(map(len, self._owed.values()))
+        """Entries that were asked for and not sent yet."""
+        return sum(map(len, self._owed.values()))
 
     def virtual(self, tenant: str) -> float:
         """Virtual tokens served to a tenant by everybody, in all classes."""
@@ -104,7 +105,7 @@ class Ledger:
         epochs that this worker looks after) theirs and the lifts too.
         """
         batch: dict[_Entry, None] = {}
-        for entry in list(islice(self._changed, MAX_ENTRIES)):
+        for entry in list(islice(self._changed, MAX_ENTRIES // 2 if self._owed else MAX_ENTRIES)):
             del self._changed[entry]
             batch[entry] = None
         for origin, accounts in list(self._owed.items()):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 import msgspec
 
-from .ledger import Origin
+from .ledger import Account, Origin
 from .wire import Gossip
 
 _SILENT = 3
 _JOINING = 6
-_JOINING_AT_MOST = 50
+_JOINING_AT_MOST = 600
 """In gossip intervals: after how much silence a worker counts as gone, and how long a newcomer listens before its own
 view counts as whole, at least and at most. Listening outlasts silence, so that somebody speaks for those just gone."""
 
@@ -100,11 +101,15 @@ class Roster:
         return origin != self._origin and (peer is None or peer.silent)
 
     def free_gpu_slots(self, now_s: float) -> int:
-        return sum(
-            peer.gossip.num_free_slots
-            for peer in self._peers.values()
-            if peer.gossip.hardware == "gpu" and now_s - peer.heard_s <= _SILENT * self._interval_s
-        )
+        return sum(peer.gossip.num_free_slots for peer in self._alive(now_s) if peer.gossip.hardware == "gpu")
+
+    def running(self, now_s: float) -> Counter[Account]:
+        """Prompts that the others hold, by lane."""
+        held: Counter[Account] = Counter()
+        for peer in self._alive(now_s):
+            for lane in peer.gossip.running:
+                held[(lane.service_class, lane.tenant)] += lane.num_running
+        return held
 
     def recent(self, service_class: str, now_s: float) -> float:
         """Weighted tokens that the others served to a class in the last share window."""

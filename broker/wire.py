@@ -220,6 +220,14 @@ class Lift(Wire, frozen=True, kw_only=True):
     service_class: str = "default"
 
 
+class LaneRunning(Wire, frozen=True, kw_only=True):
+    """How many prompts of a lane a worker holds."""
+
+    service_class: str
+    tenant: str
+    num_running: int
+
+
 class EpochTotals(Wire, frozen=True, kw_only=True):
     """Totals of a worker epoch that is gone, passed on for those that never heard it."""
 
@@ -232,8 +240,8 @@ class Gossip(Wire, frozen=True, kw_only=True):
     """What workers of a model tell each other so that they pick in one fair order. Losing one loses nothing.
 
     `at` grows with every message of an epoch. `totals` are the sender's own, those that changed and a few others;
-    `recent` is what it served to each class in the last share window. `asks`, when set, is since when the sender
-    has been asking everybody for all they know; `num_owed` counts what is still to be sent.
+    `running` is all it holds; `recent` is what it served to each class in the last share window. `asks`, when set,
+    is since when the sender has been asking everybody for all they know; `num_owed` counts answers not sent yet.
     """
 
     worker: str
@@ -245,6 +253,7 @@ class Gossip(Wire, frozen=True, kw_only=True):
     totals: tuple[ServedTotal, ...] = ()
     lifts: tuple[Lift, ...] = ()
     gone: tuple[EpochTotals, ...] = ()
+    running: tuple[LaneRunning, ...] = ()
     recent: dict[str, float] = {}
     asks: float | None = None
     num_owed: int = 0
