@@ -45,6 +45,7 @@ class Code(StrEnum):
     TOO_MANY_LANES = "too_many_lanes"
     TAPE_FULL = "tape_full"
     BROKER_UNAVAILABLE = "broker_unavailable"
+    DRAINING = "draining"
     NO_BACKEND = "no_backend"
     QUEUE_TIMEOUT = "queue_timeout"
     OUT_OF_CAPACITY = "out_of_capacity"
@@ -87,6 +88,7 @@ HTTP_ERRORS: dict[Code, HttpError] = {
     Code.TOO_MANY_LANES: HttpError(503, "overloaded_error"),
     Code.TAPE_FULL: HttpError(503, "overloaded_error"),
     Code.BROKER_UNAVAILABLE: HttpError(503, "overloaded_error"),
+    Code.DRAINING: HttpError(503, "overloaded_error"),
     Code.NO_BACKEND: HttpError(503, "overloaded_error"),
     Code.OUT_OF_CAPACITY: HttpError(503, "overloaded_error"),
     Code.QUEUE_TIMEOUT: HttpError(504, "server_error"),

@@ -67,11 +67,41 @@ class ApiMetrics:
         self.queue_depth = Gauge(
             "inferflux_queue_depth",
             "Prompts stored for a model, waiting and running.",
-            ("model", "service_class"),
+            ("model", "service_class", "tenant"),
             registry=registry,
         )
         self.workers = Gauge("inferflux_workers", "Live workers that serve a model.", model, registry=registry)
         self.tape_fill = Gauge("inferflux_tape_fill", "Share of the tape's byte limit in use.", registry=registry)
+
+
+class FleetMetrics:
+    """What the workers' heartbeats say, shown by an API replica under the name of each worker."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        model = ("worker", "model")
+        self.num_requests_running = Gauge(
+            "inferflux_num_requests_running", "Sequences in the batch.", model, registry=registry
+        )
+        self.num_requests_waiting = Gauge(
+            "inferflux_num_requests_waiting", "Sequences that wait for a slot or for pages.", model, registry=registry
+        )
+        self.num_free_slots = Gauge(
+            "inferflux_num_free_slots", "Sequences that could start at once.", model, registry=registry
+        )
+        self.kv_pages = Gauge("inferflux_kv_pages", "KV pages there are.", model, registry=registry)
+        self.kv_pages_in_use = Gauge(
+            "inferflux_kv_pages_in_use", "KV pages held by sequences.", model, registry=registry
+        )
+        self.kv_cache_usage = Gauge(
+            "inferflux_kv_cache_usage_perc",
+            "Share of the KV pages held by sequences, 0 to 1.",
+            model,
+            registry=registry,
+        )
+        self.tokens_per_s = Gauge(
+            "inferflux_worker_tokens_per_second", "Tokens generated lately.", model, registry=registry
+        )
+        self.rss_bytes = Gauge("inferflux_worker_rss_bytes", "Resident memory.", ("worker",), registry=registry)
 
 
 class WorkerMetrics:

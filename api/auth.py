@@ -1,0 +1,71 @@
+"""Authentication: a bearer key becomes a principal, and a principal needs the route's scope."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litestar import Request
+from litestar.connection import ASGIConnection
+from litestar.handlers import BaseRouteHandler
+
+from inferflux.broker.errors import Code, RequestError
+from inferflux.config.settings import Scope
+from inferflux.registry.models import ModelEntry, Models
+from inferflux.registry.tenants import Principal, Tenants
+
+_STATE = "principal"
+
+
+class Gate:
+    """The guard of every route under /v1. A route names its scope as `opt={"scope": ...}`; one that names none is
+    closed to everybody."""
+
+    def __init__(self, tenants: Tenants) -> None:
+        self._tenants = tenants
+
+    def __call__(self, connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+        """Raises RequestError: 401 without a valid key, 403 without the scope."""
+        principal = self.authenticate(connection.headers.get("authorization"))
+        scope: Scope | None = handler.opt.get("scope")
+        if scope is None or scope not in principal.scopes:
+            raise RequestError(Code.INSUFFICIENT_SCOPE, f"this key lacks the scope {scope or 'for this endpoint'!r}")
+        connection.scope["state"][_STATE] = principal
+
+    def authenticate(self, header: str | None) -> Principal:
+        """The principal of an Authorization header. Raises RequestError."""
+        if not self._tenants.num_keys:
+            raise RequestError(
+                Code.INVALID_API_KEY, "this server has no API keys yet; add one under auth.api_keys in its settings"
+            )
+        if header is None:
+            raise RequestError(Code.INVALID_API_KEY, "no API key: send it as 'Authorization: Bearer YOUR_KEY'")
+        scheme, _, key = header.partition(" ")
+        if scheme.lower() != "bearer" or not key.strip():
+            raise RequestError(Code.INVALID_API_KEY, "the Authorization header must read 'Bearer YOUR_KEY'")
+        principal = self._tenants.authenticate(key.strip())
+        if principal is None:
+            raise RequestError(Code.INVALID_API_KEY, "this API key is not known here")
+        return principal
+
+
+def principal_of(request: Request[Any, Any, Any]) -> Principal:
+    """Who the gate let in."""
+    principal: Principal = request.scope["state"][_STATE]
+    return principal
+
+
+def usable_model(models: Models, name: str | None, principal: Principal) -> ModelEntry:
+    """The model that a request names, or the default. Raises RequestError when there is none that it may use."""
+    entry = models.resolve(name)
+    if entry is None:
+        known = ", ".join(each.id for each in models.entries if principal.may_use(each.id)) or "none"
+        if name is None:
+            raise RequestError(
+                Code.INVALID_REQUEST, f"'model' is required: there is no default; known: {known}", param="model"
+            )
+        raise RequestError(
+            Code.MODEL_NOT_FOUND, f"the model {name[:200]!r} does not exist; known: {known}", param="model"
+        )
+    if not principal.may_use(entry.id):
+        raise RequestError(Code.MODEL_NOT_ALLOWED, f"this key may not use the model {entry.id!r}", param="model")
+    return entry

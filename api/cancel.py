@@ -1,0 +1,110 @@
+"""Cancelling: a terminal claim by compare-and-set, then the terminal frame, the hint and the prompt's removal."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import msgspec
+
+from inferflux.broker.broker import Broker
+from inferflux.broker.errors import BrokerError, BrokerUnavailable, ClaimLost
+from inferflux.broker.subjects import RequestKey
+from inferflux.broker.wire import Claim, Failure, Frame, decode_frame, encode
+from inferflux.config.logs import get_logger
+
+log = get_logger("api.cancel")
+
+MAX_RACES = 10
+RETRY_S = 0.25
+GIVE_UP_S = 60.0
+
+
+class Order(msgspec.Struct, frozen=True):
+    """What to cancel and why. `prompt_seq` is None where it is unknown whether the prompt was stored; a terminal
+    frame at or before `seen_seq` in the tape is ruled out."""
+
+    key: RequestKey
+    prompt_seq: int | None
+    failure: Failure
+    seen_seq: int = 0
+
+
+class Canceller:
+    """Ends requests as this replica, wherever they are: queued, running, or just finishing."""
+
+    def __init__(self, broker: Broker, name: str) -> None:
+        self._broker = broker
+        self._name = name
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, order: Order) -> None:
+        """Cancel in the background; the caller may itself be cancelled at once."""
+        task = asyncio.create_task(self._persist(order), name=f"cancel {order.key.request}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Wait for what was started; what takes longer is given up."""
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=timeout_s)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late)
+
+    async def cancel(self, order: Order, *, unless_running: bool = False) -> bool:
+        """True when the request is over. With `unless_running`, False when a worker has claimed it."""
+        for _ in range(MAX_RACES):
+            last = await self._broker.last_claim(order.key)
+            seq, claim = last if last is not None else (0, None)
+            if claim is not None and claim.state == "cancelled":
+                await self._finish(order, seq)
+                return True
+            if unless_running and claim is not None and claim.state == "running":
+                return False
+            mine = Claim(
+                worker=self._name,
+                state="cancelled",
+                num_attempts=claim.num_attempts if claim is not None else 0,
+                at=time.time(),
+            )
+            try:
+                seq = await self._broker.put_claim(order.key, mine, expected_seq=seq)
+            except ClaimLost:
+                continue
+            await self._finish(order, seq)
+            return True
+        raise BrokerUnavailable(f"the claim changed {MAX_RACES} times while it was being cancelled")
+
+    async def _finish(self, order: Order, seq: int) -> None:
+        await self._broker.send_cancel(order.key)
+        # The claim is cancelled, so no other terminal frame can come; but the last attempt's may have come just before.
+        tape = await self._broker.read_tape(order.key, after_seq=order.seen_seq)
+        if not any(decode_frame(entry.body).terminal for entry in reversed(tape.frames)):
+            frame = Frame(id=order.key.request, attempt=seq, error=order.failure)
+            try:
+                await self._broker.put_terminal(order.key, encode(frame), fence=seq)
+            except ClaimLost:
+                log.warning("cancelled claim was replaced", request=order.key.request)
+        if order.prompt_seq is not None:
+            await self._broker.drop_prompt(order.prompt_seq)
+
+    async def _persist(self, order: Order) -> None:
+        started_s = time.monotonic()
+        while True:
+            try:
+                await self.cancel(order)
+            except BrokerError as error:
+                if time.monotonic() - started_s > GIVE_UP_S:
+                    log.error("cancel given up", request=order.key.request, reason=str(error))
+                    return
+                await asyncio.sleep(RETRY_S)
+            else:
+                log.info(
+                    "cancelled",
+                    request=order.key.request,
+                    code=order.failure.code,
+                    took_s=round(time.monotonic() - started_s, 3),
+                )
+                return

@@ -1,0 +1,142 @@
+"""Server-sent events: frames become the bytes of OpenAI's chunks.
+
+One event for each frame, and one write for all frames that are there. What is the same in every chunk of a stream is
+encoded once; a token then costs the encoding of its text. The SSE id is the frame's sequence in the tape.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from inferflux.broker.wire import Failure, Frame, TokenLogprob
+
+from .admission import TIER_OF_CLASS
+from .answers import ChatLogprobs, CompletionLogprobs, UsageAnswer
+from .assembly import CHAT_ID, COMPLETION_ID, fingerprint
+from .exchange import Ticket
+from .problems import problem
+from .replies import TapeFrame
+
+PING = b": ping\n\n"
+DONE = b"data: [DONE]\n\n"
+
+_json = msgspec.json.Encoder().encode
+
+
+class _Head(msgspec.Struct, frozen=True):
+    id: str
+    object: str
+    created: int
+    model: str
+    system_fingerprint: str
+    service_tier: str
+
+
+class Events:
+    """Encodes the frames of one stream. Subclasses say what a choice looks like."""
+
+    kind: Literal["chat.completion.chunk", "text_completion"]
+    id_prefix: str
+
+    def __init__(self, ticket: Ticket, *, include_usage: bool) -> None:
+        self._ticket = ticket
+        self._include_usage = include_usage
+        self._tail = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
+        self._head = b""
+
+    def encode(self, batch: list[TapeFrame]) -> bytes:
+        """The bytes of some frames; empty when they hold nothing to show. The terminal frame adds the end mark."""
+        return b"".join([self._event(seq, frame) for seq, frame in batch])
+
+    def failed(self, error: Failure) -> bytes:
+        """The last words of a stream that breaks off: OpenAI's clients raise the error."""
+        return b"data: " + _json(problem(error)) + b"\n\n"
+
+    def _choice(self, frame: Frame) -> bytes:
+        raise NotImplementedError
+
+    def _opening(self, seq: int, frame: Frame) -> bytes:
+        """What goes before a choice's first event."""
+        return b""
+
+    def _event(self, seq: int, frame: Frame) -> bytes:
+        if frame.error is not None:
+            return self.failed(frame.error)
+        if not self._head:
+            self._head = self._begin(frame.backend or self._ticket.model.backend)
+        event = b""
+        if frame.text or frame.finish_reason or frame.logprobs:
+            event = b"id: %d\n%s%s%s" % (seq, self._head, self._choice(frame), self._tail)
+            event = self._opening(seq, frame) + event
+        if frame.usage is None:
+            return event
+        if self._include_usage:
+            usage = _json(UsageAnswer.of(frame.usage))
+            event += b'id: %d\n%s],"usage":%s}\n\n' % (seq, self._head, usage)
+        return event + DONE
+
+    def _begin(self, backend: str) -> bytes:
+        ticket = self._ticket
+        head = _Head(
+            self.id_prefix + ticket.key.request,
+            self.kind,
+            int(ticket.created_s),
+            ticket.model.id,
+            fingerprint(backend, ticket.model.id),
+            TIER_OF_CLASS[ticket.lane.service_class],
+        )
+        return b"data: " + _json(head)[:-1] + b',"choices":['
+
+
+class ChatEvents(Events):
+    """Chunks of a chat; each choice begins with its role."""
+
+    kind = "chat.completion.chunk"
+    id_prefix = CHAT_ID
+
+    def __init__(self, ticket: Ticket, *, include_usage: bool) -> None:
+        super().__init__(ticket, include_usage=include_usage)
+        self._opened: set[int] = set()
+
+    def _opening(self, seq: int, frame: Frame) -> bytes:
+        if frame.choice in self._opened:
+            return b""
+        self._opened.add(frame.choice)
+        return (
+            b'%s{"index":%d,"delta":{"role":"assistant","content":"","refusal":null},"logprobs":null,'
+            b'"finish_reason":null}%s' % (self._head, frame.choice, self._tail)
+        )
+
+    def _choice(self, frame: Frame) -> bytes:
+        return b'{"index":%d,"delta":{%s},"logprobs":%s,"finish_reason":%s}' % (
+            frame.choice,
+            b'"content":' + _json(frame.text) if frame.text else b"",
+            b"null" if frame.logprobs is None else _json(ChatLogprobs.of(frame.logprobs)),
+            b"null" if frame.finish_reason is None else _json(frame.finish_reason),
+        )
+
+
+class CompletionEvents(Events):
+    """Chunks of completions."""
+
+    kind = "text_completion"
+    id_prefix = COMPLETION_ID
+
+    def __init__(self, ticket: Ticket, *, include_usage: bool) -> None:
+        super().__init__(ticket, include_usage=include_usage)
+        self._offsets: dict[int, int] = {}
+
+    def _choice(self, frame: Frame) -> bytes:
+        return b'{"index":%d,"text":%s,"logprobs":%s,"finish_reason":%s}' % (
+            frame.choice,
+            _json(frame.text),
+            b"null" if frame.logprobs is None else self._logprobs(frame.choice, frame.logprobs),
+            b"null" if frame.finish_reason is None else _json(frame.finish_reason),
+        )
+
+    def _logprobs(self, choice: int, tokens: tuple[TokenLogprob, ...]) -> bytes:
+        offset = self._offsets.get(choice, 0)
+        self._offsets[choice] = offset + sum(len(token.token) for token in tokens)
+        return _json(CompletionLogprobs.of(tokens, offset))

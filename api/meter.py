@@ -1,0 +1,68 @@
+"""The meter: what one exchange adds to the metrics and to the log."""
+
+from __future__ import annotations
+
+from inferflux.broker.errors import Code
+from inferflux.config.logs import get_logger
+from inferflux.config.metrics import ApiMetrics
+
+from .replies import TapeFrame
+
+log = get_logger("api")
+
+
+class Meter:
+    """Times are on the monotonic clock; `started_s` is when the request came in."""
+
+    def __init__(self, metrics: ApiMetrics, model: str, request: str, started_s: float) -> None:
+        self._metrics = metrics
+        self._model = model
+        self._request = request
+        self._started_s = started_s
+        self._first_s: float | None = None
+        self._last_s: dict[int, float] = {}
+        self._num_tokens = 0
+        self._reason = "stop"
+        self._code: str | None = Code.CANCELLED.value
+        self._tokens = metrics.stream_tokens.labels(model)
+        self._between = metrics.inter_token_latency.labels(model)
+        metrics.streams_open.labels(model).inc()
+
+    def note(self, batch: list[TapeFrame], now_s: float) -> None:
+        """Count what is relayed now."""
+        num_tokens = 0
+        for _, frame in batch:
+            if frame.num_tokens:
+                num_tokens += frame.num_tokens
+                before_s = self._last_s.get(frame.choice)
+                self._last_s[frame.choice] = now_s
+                if before_s is not None and before_s != now_s:
+                    self._between.observe(now_s - before_s)
+            if frame.finish_reason is not None:
+                self._reason = frame.finish_reason
+            if frame.terminal:
+                self._code = frame.error.code if frame.error is not None else None
+        if num_tokens:
+            self._num_tokens += num_tokens
+            self._tokens.inc(num_tokens)
+            if self._first_s is None:
+                self._first_s = now_s
+                self._metrics.time_to_first_token.labels(self._model).observe(now_s - self._started_s)
+
+    def close(self, now_s: float) -> None:
+        """The exchange is over; without a terminal frame it was cancelled."""
+        took_s = now_s - self._started_s
+        self._metrics.streams_open.labels(self._model).dec()
+        self._metrics.e2e_request_latency.labels(self._model).observe(took_s)
+        if self._code is None:
+            self._metrics.request_success.labels(self._model, self._reason).inc()
+        else:
+            self._metrics.request_errors.labels(self._model, self._code).inc()
+        log.info(
+            "answered" if self._code is None else "not answered",
+            request=self._request,
+            code=self._code,
+            num_tokens=self._num_tokens,
+            first_token_s=None if self._first_s is None else round(self._first_s - self._started_s, 4),
+            took_s=round(took_s, 4),
+        )

@@ -1,0 +1,108 @@
+"""The OpenAPI document, made from the same structs that read requests and write answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from .answers import ChatCompletion, Completion, EmbeddingList, ModelAnswer, ModelList
+from .problems import Problem
+from .schemas import ChatRequest, CompletionRequest, EmbeddingRequest
+from .status import StatusAnswer
+
+_PLAIN: dict[str, Any] = {"type": "object"}
+
+
+class Operation(msgspec.Struct, frozen=True, kw_only=True):
+    """One endpoint. `scope` is what its key needs; None is open to everybody."""
+
+    method: str
+    path: str
+    summary: str
+    scope: str | None = None
+    request: type[msgspec.Struct] | None = None
+    answer: type[msgspec.Struct] | None = None
+    streams: bool = False
+    media_type: str = "application/json"
+
+
+OPERATIONS = (
+    Operation(
+        method="post",
+        path="/v1/chat/completions",
+        summary="Continue a conversation.",
+        scope="generate",
+        request=ChatRequest,
+        answer=ChatCompletion,
+        streams=True,
+    ),
+    Operation(
+        method="post",
+        path="/v1/completions",
+        summary="Continue a text, or several.",
+        scope="generate",
+        request=CompletionRequest,
+        answer=Completion,
+        streams=True,
+    ),
+    Operation(
+        method="post",
+        path="/v1/embeddings",
+        summary="Turn texts into vectors.",
+        scope="generate",
+        request=EmbeddingRequest,
+        answer=EmbeddingList,
+    ),
+    Operation(method="get", path="/v1/models", summary="List the models.", scope="read", answer=ModelList),
+    Operation(method="get", path="/v1/models/{model_id}", summary="One model.", scope="read", answer=ModelAnswer),
+    Operation(method="get", path="/v1/admin/workers", summary="Every live worker's last heartbeat.", scope="admin"),
+    Operation(method="get", path="/v1/admin/queue", summary="Every lane that holds prompts.", scope="admin"),
+    Operation(method="get", path="/v1/admin/status", summary="This API process.", scope="admin", answer=StatusAnswer),
+    Operation(method="get", path="/livez", summary="Whether the process answers."),
+    Operation(method="get", path="/readyz", summary="Whether new requests are accepted, with each check."),
+    Operation(method="get", path="/healthz", summary="The same as /readyz."),
+    Operation(method="get", path="/metrics", summary="Prometheus metrics.", media_type="text/plain"),
+    Operation(method="get", path="/openapi.json", summary="This document."),
+    Operation(method="get", path="/docs", summary="This document, to read.", media_type="text/html"),
+)
+
+
+def document(version: str) -> dict[str, Any]:
+    """An OpenAPI 3.1 document."""
+    types = [struct for each in OPERATIONS for struct in (each.request, each.answer) if struct is not None]
+    schemas, components = msgspec.json.schema_components([*types, Problem], ref_template="#/components/schemas/{name}")
+    refs: dict[Any, dict[str, Any]] = dict(zip([*types, Problem], schemas, strict=True))
+    paths: dict[str, Any] = {}
+    for each in OPERATIONS:
+        paths.setdefault(each.path, {})[each.method] = _operation(each, refs)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "InferFlux", "version": version},
+        "paths": paths,
+        "components": {
+            "schemas": dict(components),
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+        },
+    }
+
+
+def _operation(each: Operation, refs: dict[Any, dict[str, Any]]) -> dict[str, Any]:
+    content: dict[str, Any] = {each.media_type: {"schema": refs[each.answer] if each.answer else _PLAIN}}
+    if each.media_type != "application/json":
+        content = {each.media_type: {"schema": {"type": "string"}}}
+    if each.streams:
+        content["text/event-stream"] = {"schema": {"type": "string"}}
+    problem = {"description": "An error, in OpenAI's shape", "content": {"application/json": {"schema": refs[Problem]}}}
+    operation: dict[str, Any] = {
+        "summary": each.summary,
+        "responses": {"200": {"description": "Success", "content": content}, "default": problem},
+    }
+    if each.scope is not None:
+        operation["security"] = [{"key": []}]
+        operation["description"] = f"Needs a key with the scope `{each.scope}`."
+    if each.request is not None:
+        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": refs[each.request]}}}
+    if "{" in each.path:
+        operation["parameters"] = [{"name": "model_id", "in": "path", "required": True, "schema": {"type": "string"}}]
+    return operation

@@ -1,0 +1,133 @@
+"""Problems: any failure, in exactly the shape that OpenAI's clients expect."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NoReturn
+
+import msgspec
+from litestar import Request, Response
+from litestar.exceptions import HTTPException
+from litestar.types import ExceptionHandlersMap
+
+from inferflux.broker.errors import (
+    HTTP_ERRORS,
+    BrokerUnavailable,
+    Code,
+    HttpError,
+    QueueFull,
+    RequestError,
+    TapeFull,
+    TooManyLanes,
+)
+from inferflux.broker.wire import Failure
+from inferflux.config.logs import get_logger
+
+log = get_logger("api")
+
+RETRY_AFTER_S = 1.0
+
+_BY_STATUS = {
+    404: (Code.NOT_FOUND, "there is nothing at {method} {path}; the endpoints are listed at /docs"),
+    405: (Code.METHOD_NOT_ALLOWED, "{path} does not answer {method}"),
+    413: (Code.REQUEST_TOO_LARGE, "the request body is larger than this server accepts"),
+}
+_OTHER = HttpError(500, "server_error")
+
+
+class ProblemDetail(msgspec.Struct, frozen=True):
+    """OpenAI's error object."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """The body of every response that is not a success."""
+
+    error: ProblemDetail
+
+
+def to_failure(error: Exception) -> Failure:
+    """What the sender may know about an error of ours."""
+    match error:
+        case RequestError():
+            return Failure(
+                code=error.code.value, message=error.message, param=error.param, retry_after_s=error.retry_after_s
+            )
+        case QueueFull():
+            return _overload(Code.QUEUE_FULL, "this model's queue is full for you; try again shortly")
+        case TooManyLanes():
+            return _overload(Code.TOO_MANY_LANES, "too many tenants are waiting at once; try again shortly")
+        case TapeFull():
+            return _overload(Code.TAPE_FULL, "the server holds as much output as it may; try again shortly")
+        case BrokerUnavailable():
+            return _overload(Code.BROKER_UNAVAILABLE, "the message broker cannot be reached; try again shortly")
+        case _:
+            return Failure(code=Code.INTERNAL_ERROR.value, message="the server failed to handle this request")
+
+
+def http_error(code: str) -> HttpError:
+    """Status and type of a code; a code from a newer worker is a server error."""
+    try:
+        return HTTP_ERRORS[Code(code)]
+    except ValueError:
+        return _OTHER
+
+
+def problem(failure: Failure) -> Problem:
+    return Problem(ProblemDetail(failure.message, http_error(failure.code).type, failure.param, failure.code))
+
+
+def respond(failure: Failure, headers: dict[str, str] | None = None) -> Response[bytes]:
+    """The whole HTTP answer to a request that failed before any of its output was sent."""
+    headers = dict(headers or {})
+    if failure.retry_after_s is not None:
+        headers["retry-after"] = str(max(1, math.ceil(failure.retry_after_s)))
+    status = http_error(failure.code).status
+    if status == 401:
+        headers["www-authenticate"] = "Bearer"
+    body = msgspec.json.encode(problem(failure))
+    return Response(body, status_code=status, headers=headers, media_type="application/json")
+
+
+def refuse(failure: Failure) -> NoReturn:
+    """Raise a failure from the wire as our own error."""
+    raise FailureError(failure)
+
+
+class FailureError(Exception):
+    """Carries a failure whose code may be unknown here."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+def _overload(code: Code, message: str) -> Failure:
+    return Failure(code=code.value, message=message, retry_after_s=RETRY_AFTER_S)
+
+
+def _on_http(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
+    code, message = _BY_STATUS.get(error.status_code, (None, ""))
+    if code is None:
+        if error.status_code >= 500:
+            return _on_error(request, error)
+        code, message = Code.INVALID_REQUEST, "the server could not read this request"
+    message = message.format(method=request.method, path=request.url.path)
+    allow = {key: value for key, value in (error.headers or {}).items() if key.lower() == "allow"}
+    return respond(Failure(code=code.value, message=message), allow)
+
+
+def _on_error(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    if isinstance(error, FailureError):
+        return respond(error.failure)
+    failure = to_failure(error)
+    if failure.code == Code.INTERNAL_ERROR:
+        log.error("request crashed", error=error, method=request.method, path=request.url.path)
+    return respond(failure)
+
+
+EXCEPTION_HANDLERS: ExceptionHandlersMap = {HTTPException: _on_http, Exception: _on_error}

@@ -1,0 +1,191 @@
+"""One request's frames as its reader sees them: in order, each once, ending with the terminal frame."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import NamedTuple
+
+import msgspec
+
+from inferflux.broker.broker import Broker, Reply
+from inferflux.broker.errors import BrokerUnavailable, Code
+from inferflux.broker.subjects import RequestKey
+from inferflux.broker.wire import Frame, decode_frame, failure
+from inferflux.config.logs import get_logger
+
+from .transcript import Transcript, Verdict
+
+log = get_logger("api.relay")
+
+MAX_BUFFERED = 4096
+FIRST_SILENCE_S = 2.0
+MAX_SILENCE_S = 10.0
+
+
+class TapeFrame(NamedTuple):
+    """A frame and its sequence in the tape; 0 for one that this replica made up because the tape failed it."""
+
+    seq: int
+    frame: Frame
+
+
+class ReplyStream:
+    """Live replies, with the tape behind them wherever they have a gap, fall silent, or come faster than they are
+    read: at most `MAX_BUFFERED` wait here, the rest is read from the tape."""
+
+    def __init__(self, broker: Broker, key: RequestKey) -> None:
+        self.key = key
+        self.last_seq = 0
+        self.ended = False
+        self.diverged = False
+        self._broker = broker
+        self._arrived: deque[Reply] = deque()
+        self._transcript = Transcript()
+        self._waiter: asyncio.Future[None] | None = None
+        self._wake_s = 0.0
+        self._nudged = False
+        self._behind = False
+        self._held: TapeFrame | None = None
+        self._active = True
+        self._silence_s = FIRST_SILENCE_S
+        self._reread_s = 0.0
+
+    def push(self, reply: Reply) -> None:
+        """Take in one live reply. Never blocks, never raises."""
+        self._active = True
+        if len(self._arrived) < MAX_BUFFERED:
+            self._arrived.append(reply)
+        else:
+            self._behind = True
+        self._wake()
+
+    def nudge(self) -> None:
+        """Make the reader's `read` return, with or without frames."""
+        self._nudged = True
+        self._wake()
+
+    def reread(self) -> None:
+        """Make the reader look into the tape."""
+        self._behind = True
+        self._wake()
+
+    def tick(self, now_s: float) -> None:
+        """Called regularly: wakes a reader whose time has come, and looks into the tape after silence."""
+        if self._active:
+            self._active = False
+            self._silence_s = FIRST_SILENCE_S
+            self._reread_s = now_s + self._silence_s
+        if self._waiter is None:
+            return
+        if now_s >= self._reread_s:
+            self._silence_s = min(2 * self._silence_s, MAX_SILENCE_S)
+            self._reread_s = now_s + self._silence_s
+            self.reread()
+        if now_s >= self._wake_s:
+            self.nudge()
+
+    async def read(self, wake_s: float) -> list[TapeFrame]:
+        """All frames there are, waiting for some; empty after a nudge, soon after `wake_s`, and after the end.
+
+        A stream that cannot be continued ends with a terminal frame of our own, `stream_diverged`.
+        """
+        self._wake_s = wake_s
+        while True:
+            batch = self._take()
+            if not batch and self._behind:
+                batch = await self._read_tape()
+            if batch or self.ended:
+                return batch
+            if self._nudged:
+                self._nudged = False
+                return []
+            if not self._arrived:
+                await self._wait()
+
+    def _wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    async def _wait(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _take(self) -> list[TapeFrame]:
+        batch: list[TapeFrame] = []
+        arrived = self._arrived
+        while arrived and not self.ended and not self._behind:
+            reply = arrived[0]
+            if reply.seq > self.last_seq:
+                if reply.last_seq > self.last_seq:
+                    self._behind = True
+                    break
+                self._add(batch, reply.seq, reply.body)
+            arrived.popleft()
+        return batch
+
+    async def _read_tape(self) -> list[TapeFrame]:
+        batch: list[TapeFrame] = []
+        try:
+            tape = await self._broker.read_tape(self.key, after_seq=0 if self._held else self.last_seq)
+        except BrokerUnavailable:
+            await self._wait()
+            return batch
+        self._behind = False
+        held, self._held = self._held, None
+        for entry in tape.frames:
+            self._add(batch, entry.seq, entry.body)
+        if self._held or (held and not self.ended):
+            self._diverge(batch, "frames are missing from the tape")
+        if self._arrived:
+            # What came before the next reply has now been read, or is lost: the transcript tells.
+            self.last_seq = max(self.last_seq, self._arrived[0].last_seq)
+        return batch
+
+    def _add(self, batch: list[TapeFrame], seq: int, body: bytes) -> None:
+        if self.ended:
+            return
+        self.last_seq = max(self.last_seq, seq)
+        try:
+            frame = decode_frame(body)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            log.warning("frame not understood", request=self.key.request, seq=seq, reason=str(error))
+            return
+        if frame.usage is not None or frame.error is not None:
+            self._add_terminal(batch, seq, frame)
+            return
+        verdict = self._transcript.judge(frame)
+        if verdict is Verdict.NEW:
+            batch.append(TapeFrame(seq, frame))
+        elif verdict is Verdict.DIVERGED:
+            self._diverge(batch, "a new attempt continues from other tokens")
+        # Tokens before a HOLE were never stored; their worker sends them again, and this frame after them.
+
+    def _add_terminal(self, batch: list[TapeFrame], seq: int, frame: Frame) -> None:
+        verdict = Verdict.NEW
+        if frame.num_tokens or frame.text or frame.finish_reason or frame.embedding is not None:
+            verdict = self._transcript.judge(frame)
+        match verdict:
+            case Verdict.HOLE:
+                self._held = TapeFrame(seq, frame)
+                self._behind = True
+                return
+            case Verdict.DIVERGED:
+                self._diverge(batch, "a new attempt continues from other tokens")
+                return
+            case Verdict.OLD:
+                frame = msgspec.structs.replace(
+                    frame, text="", num_tokens=0, finish_reason=None, logprobs=None, embedding=None
+                )
+        self.ended = True
+        batch.append(TapeFrame(seq, frame))
+
+    def _diverge(self, batch: list[TapeFrame], why: str) -> None:
+        log.warning("stream diverged", request=self.key.request, seq=self.last_seq, reason=why)
+        self.ended = self.diverged = True
+        error = failure(Code.STREAM_DIVERGED, f"the stream could not be continued after a failure: {why}")
+        batch.append(TapeFrame(0, Frame(id=self.key.request, attempt=0, error=error)))

@@ -1,0 +1,51 @@
+"""GET /v1/admin/...: the fleet, the queues and this replica, for operators and `inferctl status`."""
+
+from __future__ import annotations
+
+import msgspec
+from litestar import Response, get
+from litestar.di import NamedDependency
+
+from inferflux.broker.broker import Broker
+from inferflux.broker.wire import WorkerBeat
+from inferflux.registry.fleet import Fleet
+
+from ..status import Status
+
+
+class QueueAnswer(msgspec.Struct, frozen=True):
+    """One lane: prompts stored, waiting and running."""
+
+    model: str
+    service_class: str
+    tenant: str
+    depth: int
+
+
+@get("/workers", opt={"scope": "admin"})
+async def list_workers(fleet: NamedDependency[Fleet]) -> Response[bytes]:
+    """Every live worker's last heartbeat."""
+    return _respond({"object": "list", "data": [_full(beat) for beat in fleet.workers()]})
+
+
+@get("/queue", opt={"scope": "admin"})
+async def list_queues(broker: NamedDependency[Broker]) -> Response[bytes]:
+    """Every lane that holds prompts."""
+    backlog = await broker.backlog()
+    lanes = [QueueAnswer(lane.model, lane.service_class.value, lane.tenant, backlog[lane]) for lane in sorted(backlog)]
+    return _respond({"object": "list", "data": lanes})
+
+
+@get("/status", opt={"scope": "admin"})
+async def get_status(status: NamedDependency[Status]) -> Response[bytes]:
+    """This replica: memory, streams, and its checks."""
+    return _respond(status.report())
+
+
+def _full(beat: WorkerBeat) -> dict[str, object]:
+    """On the wire a beat leaves out defaults; people who read this should not have to know them."""
+    return msgspec.structs.asdict(beat) | {"models": [msgspec.structs.asdict(model) for model in beat.models]}
+
+
+def _respond(answer: object) -> Response[bytes]:
+    return Response(msgspec.json.encode(answer), media_type="application/json")

@@ -1,0 +1,57 @@
+"""POST /v1/chat/completions, /v1/completions and /v1/embeddings."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from litestar import Request, Response, post
+from litestar.di import NamedDependency
+
+from ..answers import EmbeddingList
+from ..assembly import Assembly, chat_answer, completion_answer, embedding_answer
+from ..events import ChatEvents, CompletionEvents
+from ..gateway import Gateway
+from ..parameters import unsupported
+from ..prompts import chat_prompt, completion_prompt, embedding_prompt
+from ..schemas import ChatRequest, CompletionRequest, EmbeddingRequest, GenerationRequest
+
+
+@post("/chat/completions", opt={"scope": "generate"}, status_code=200)
+async def create_chat_completion(request: Request[Any, Any, Any], gateway: NamedDependency[Gateway]) -> Response[bytes]:
+    """Continue a conversation."""
+    body = await gateway.parse(request, ChatRequest)
+    exchange = await gateway.open(request, body.model, body.service_tier, partial(chat_prompt, body))
+    if body.stream:
+        return await gateway.stream(exchange, ChatEvents(exchange.ticket, include_usage=_wants_usage(body)))
+    return await gateway.whole(exchange, partial(chat_answer, logprobs=bool(body.logprobs)))
+
+
+@post("/completions", opt={"scope": "generate"}, status_code=200)
+async def create_completion(request: Request[Any, Any, Any], gateway: NamedDependency[Gateway]) -> Response[bytes]:
+    """Continue a text, or several."""
+    body = await gateway.parse(request, CompletionRequest)
+    exchange = await gateway.open(request, body.model, body.service_tier, partial(completion_prompt, body))
+    if body.stream:
+        return await gateway.stream(exchange, CompletionEvents(exchange.ticket, include_usage=_wants_usage(body)))
+    return await gateway.whole(exchange, partial(completion_answer, logprobs=body.logprobs is not None))
+
+
+@post("/embeddings", opt={"scope": "generate"}, status_code=200)
+async def create_embedding(request: Request[Any, Any, Any], gateway: NamedDependency[Gateway]) -> Response[bytes]:
+    """Turn texts into vectors."""
+    body = await gateway.parse(request, EmbeddingRequest)
+    exchange = await gateway.open(request, body.model, body.service_tier, partial(embedding_prompt, body))
+    return await gateway.whole(exchange, partial(_embedding_answer, body))
+
+
+def _wants_usage(body: GenerationRequest) -> bool:
+    return body.stream_options is not None and bool(body.stream_options.include_usage)
+
+
+def _embedding_answer(body: EmbeddingRequest, assembly: Assembly) -> EmbeddingList:
+    answer = embedding_answer(assembly, base64_floats=body.encoding_format == "base64")
+    lengths = {len(choice.embedding) for _, choice in assembly.choices()}
+    if body.dimensions is not None and lengths != {body.dimensions}:
+        raise unsupported("dimensions", f"must be left out or be {lengths.pop()}, the length of this model's vectors")
+    return answer

@@ -1,0 +1,32 @@
+"""GET /livez, /readyz, /healthz and /metrics: open to everybody who can reach the port."""
+
+from __future__ import annotations
+
+import msgspec
+from litestar import Response, get
+from litestar.di import NamedDependency
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from ..status import Status
+
+
+@get("/livez")
+async def livez() -> Response[bytes]:
+    """Whether the process answers at all."""
+    return Response(b'{"status":"ok"}', media_type="application/json")
+
+
+@get(["/readyz", "/healthz"])
+async def readyz(status: NamedDependency[Status]) -> Response[bytes]:
+    """Whether new requests are accepted, with each check by name."""
+    checks = status.checks()
+    ready = all(checks.values())
+    body = msgspec.json.encode({"status": "ok" if ready else "unavailable", "checks": checks})
+    return Response(body, status_code=200 if ready else 503, media_type="application/json")
+
+
+@get("/metrics")
+async def metrics(status: NamedDependency[Status]) -> Response[bytes]:
+    """Prometheus text: this replica's counters, the queues, and the fleet from its heartbeats."""
+    await status.refresh_metrics()
+    return Response(generate_latest(status.registry), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+from harness.asgi import Call, running
+from harness.scripted_worker import SECRET, ScriptedWorker
+
+from inferflux.api.app import create_app
+from inferflux.broker.memory import MemoryBroker, MemoryHub
+from inferflux.broker.stamp import Stamper
+from inferflux.config.settings import (
+    AuthSettings,
+    KeySettings,
+    QueueSettings,
+    ServerSettings,
+    Settings,
+    TenantSettings,
+)
+from inferflux.registry.models import ModelEntry, Models
+from inferflux.registry.tenants import Tenants
+
+KEY = "key-all"
+SETTINGS = Settings(
+    server=ServerSettings(hold_status_s=0.3, ping_interval_s=0.2, max_body_bytes=1_000_000),
+    queue=QueueSettings(no_backend_grace_s=0.2),
+    auth=AuthSettings(
+        api_keys=(
+            KeySettings(key=KEY, tenant="acme", scopes=("generate", "read", "admin")),
+            KeySettings(key="key-read", tenant="acme", scopes=("read",)),
+            KeySettings(key="key-generate", tenant="acme", scopes=("generate",)),
+            KeySettings(key="key-other-model", scopes=("generate", "read"), models=("big",)),
+            KeySettings(key="key-bounded", tenant="bounded"),
+        )
+    ),
+    tenants=(
+        TenantSettings(id="acme", classes=("priority", "default", "batch")),
+        TenantSettings(id="bounded", classes=("batch",), max_queued=2),
+    ),
+)
+MODELS = Models(
+    [
+        ModelEntry(id="org/small", path=None, backend="llamacpp", default=True, aliases=("small",)),
+        ModelEntry(id="big", path=None, backend="llamacpp"),
+        ModelEntry(id="pretend", path=None, backend="stub", stub_reason="the model file x.gguf is missing"),
+    ]
+)
+
+
+class Api:
+    """A running application over a memory broker, a client with every right, and a scripted worker."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.hub = MemoryHub(settings=settings)
+        self.broker = MemoryBroker(self.hub)
+        tenants = Tenants.from_settings(settings)
+        self.app = create_app(settings, self.broker, Stamper(SECRET), MODELS, tenants)
+        self.parts = self.app.state.parts
+        self.worker = ScriptedWorker(MemoryBroker(self.hub), "org/small", "pretend")
+        self.client = httpx.AsyncClient(
+            transport=httpx.ASGITransport(self.app), base_url="http://api", headers={"authorization": f"Bearer {KEY}"}
+        )
+
+    async def chat(self, key: str = KEY, **fields: Any) -> httpx.Response:
+        body = {"messages": [{"role": "user", "content": "Hi"}]} | fields
+        return await self.client.post("/v1/chat/completions", json=body, headers={"authorization": f"Bearer {key}"})
+
+    def call(self, path: str, body: Any) -> Call:
+        """A request whose client can hang up."""
+        headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
+        return Call(self.app, "POST", path, msgspec.json.encode(body), headers)
+
+
+class Apis:
+    """Makes applications and ends them with the test."""
+
+    def __init__(self, stack: AsyncExitStack) -> None:
+        self._stack = stack
+
+    async def start(self, settings: Settings = SETTINGS, *, worker: bool = True) -> Api:
+        api = Api(settings)
+        await self._stack.enter_async_context(api.client)
+        await self._stack.enter_async_context(running(api.app))
+        if worker:
+            await self._stack.enter_async_context(api.worker)
+        await api.parts.follower.ready.wait()
+        return api
+
+
+@pytest.fixture
+async def apis() -> AsyncIterator[Apis]:
+    async with AsyncExitStack() as stack:
+        yield Apis(stack)
+
+
+@pytest.fixture
+async def api(apis: Apis) -> Api:
+    return await apis.start()
