@@ -15,7 +15,7 @@ from .wire import EpochTotals, Gossip, Lift, ServedTotal
 
 MAX_ENTRIES = 1000
 """Entries in one gossip message: with the longest tenant names a third of the broker's 1 MB payload limit."""
-_NUM_REPEATED = 16
+_NUM_REPEATED = 8
 """Entries that each message repeats in turn, so that a lost message is made good without anybody asking."""
 
 Account: TypeAlias = tuple[str, str]
@@ -153,8 +153,12 @@ class Ledger:
         return own, tuple(lifts), gone
 
     def _merge_totals(self, origin: Origin, totals: Iterable[ServedTotal]) -> None:
+        known = self.served.setdefault(origin, {})
         for entry in totals:
-            self._raise(origin, (entry.service_class, entry.tenant), entry.total, entry.virtual)
+            account = entry.service_class, entry.tenant
+            served = known.get(account)
+            if served is None or entry.total > served.total or entry.virtual > served.virtual:
+                self._raise(origin, account, entry.total, entry.virtual)
 
     def _raise(self, origin: Origin, account: Account, total: float, virtual: float) -> None:
         """Raise an entry and the sums it is part of to at least these values."""
