@@ -167,7 +167,10 @@ class Broker(Protocol):
         """
 
     async def put_terminal(self, key: RequestKey, body: bytes, *, fence: int) -> int:
-        """Store the terminal frame if the newest claim is still the one at `fence`. Raises ClaimLost, TapeFull."""
+        """Store the terminal frame if the newest claim is still the one at `fence`. Raises ClaimLost, TapeFull.
+
+        A second one under the same fence changes nothing and returns the sequence of the first.
+        """
 
     async def read_tape(self, key: RequestKey, *, after_seq: int = 0) -> Tape:
         """What the tape holds of a request; frames after `after_seq` only."""

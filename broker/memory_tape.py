@@ -28,6 +28,7 @@ class _Record(msgspec.Struct, frozen=True):
 class _Request(msgspec.Struct):
     claims: list[_Record] = msgspec.field(default_factory=list)
     frames: list[_Record] = msgspec.field(default_factory=list)
+    terminals: dict[int, int] = msgspec.field(default_factory=dict)
 
 
 class MemoryTape:
@@ -68,8 +69,13 @@ class MemoryTape:
         return record.seq
 
     def put_terminal(self, key: RequestKey, body: bytes, fence: int) -> int:
+        request = self._requests.get(key)
+        if request is not None and fence in request.terminals:
+            return request.terminals[fence]
         self._fence(key, fence, "the terminal frame's claim")
-        return self.put_frame(key, body)
+        seq = self.put_frame(key, body)
+        self._requests[key].terminals[fence] = seq
+        return seq
 
     def read(self, key: RequestKey, after_seq: int) -> Tape:
         claimed = self.last_claim(key)

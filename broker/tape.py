@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 
 import msgspec
@@ -13,10 +12,10 @@ from .broker import Tape, TapeEntry
 from .errors import BrokerUnavailable, ClaimLost, TapeFull
 from .jetstream_api import (
     ERR_INSUFFICIENT_RESOURCES,
-    ERR_WRONG_LAST_SEQ,
     RETRY_PAUSE_S,
     ApiError,
     JetStreamApi,
+    WrongSequence,
 )
 from .link import Link, Packet
 from .subjects import STREAM_TAPE, RequestKey
@@ -48,6 +47,8 @@ class TapeStream:
         headers = {
             subjects.HEADER_EXPECTED_SUBJECT_SEQ: str(fence),
             subjects.HEADER_EXPECTED_SUBJECT: subjects.claim(key),
+            # One terminal frame for each claim, whoever writes it: the canceller, or a worker that found it dead.
+            subjects.HEADER_MSG_ID: f"{subjects.claim(key)}.{fence}",
         }
         return await self._put(subjects.frame(key), body, headers, "the terminal frame's claim")
 
@@ -73,13 +74,11 @@ class TapeStream:
         return float(info["state"]["bytes"]) / float(info["config"]["max_bytes"])
 
     async def _put(self, subject: str, body: bytes, headers: dict[str, str], what: str) -> int:
-        # The message id makes a retry after a lost acknowledgement find its own first copy.
-        headers[subjects.HEADER_MSG_ID] = secrets.token_hex(12)
         try:
-            return (await self._js.publish(subject, body, headers)).seq
+            return await self._js.put(STREAM_TAPE, subject, body, headers)
+        except WrongSequence as error:
+            raise ClaimLost(f"{what} is not the newest", actual_seq=error.actual_seq) from error
         except ApiError as error:
-            if error.err_code in ERR_WRONG_LAST_SEQ:
-                raise ClaimLost(f"{what} is not the newest", actual_seq=error.actual_seq) from error
             if "maximum bytes exceeded" in error.description or error.err_code in ERR_INSUFFICIENT_RESOURCES:
                 raise TapeFull("the tape has no room") from error
             raise

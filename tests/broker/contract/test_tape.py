@@ -75,6 +75,25 @@ async def test_terminal_frame_is_fenced(world: World, key: RequestKey) -> None:
     assert [(each.seq, each.body) for each in (await worker.read_tape(key)).frames] == [(seq, b"end")]
 
 
+async def test_a_second_terminal_frame_under_one_claim_is_no_second_end(world: World, key: RequestKey) -> None:
+    canceller, worker = await world.broker("api"), await world.broker("worker")
+    fence = await worker.put_claim(key, Claim(worker="w", state="cancelled"), expected_seq=0)
+    seq = await canceller.put_terminal(key, b"end", fence=fence)
+    assert await worker.put_terminal(key, b"the same end", fence=fence) == seq
+    assert [entry.body for entry in (await worker.read_tape(key)).frames] == [b"end"]
+
+
+async def test_second_terminal_frame_under_a_fence_changes_nothing(world: World, key: RequestKey) -> None:
+    worker, canceller = await world.broker("worker"), await world.broker("api")
+    fence = await worker.put_claim(key, Claim(worker="w"), expected_seq=0)
+    seq = await worker.put_terminal(key, b"end", fence=fence)
+    assert await canceller.put_terminal(key, b"another end", fence=fence) == seq
+    newer = await canceller.put_claim(key, Claim(worker="c", state="cancelled"), expected_seq=fence)
+    assert await worker.put_terminal(key, b"end", fence=fence) == seq
+    assert newer > seq
+    assert [each.body for each in (await worker.read_tape(key)).frames] == [b"end"]
+
+
 async def test_terminal_frame_follows_frames_on_their_way(world: World, key: RequestKey) -> None:
     worker = await world.broker("worker")
     fence = await worker.put_claim(key, Claim(worker="w"), expected_seq=0)
