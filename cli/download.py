@@ -84,7 +84,7 @@ class Download:
             etag = response.headers.get("ETag", "")
             # A weak validator must not be used with If-Range (RFC 9110, section 13.1.5).
             self._tag.write_text("" if etag.startswith("W/") else etag)
-            self._write(response.iter_bytes(CHUNK), have if resumed else 0, response)
+            self._write(response.iter_bytes(), have if resumed else 0, response)
 
     def _write(self, chunks: Iterator[bytes], start: int, response: httpx.Response) -> None:
         length = response.headers.get("Content-Length")
@@ -92,7 +92,7 @@ class Download:
         self._check_room(total, start)
         with self._part.open("ab" if start else "wb") as part:
             for number, chunk in enumerate(chunks):
-                if number == 0 and start == 0:
+                if number == 0 and start == 0 and len(chunk) >= len(GGUF_MAGIC):
                     self._check_magic(chunk)
                 part.write(chunk)
                 self._progress(part.tell(), total)
@@ -113,6 +113,7 @@ class Download:
 
     def _check_magic(self, start: bytes) -> None:
         if not start.startswith(GGUF_MAGIC):
+            self._forget()
             raise CommandFailed("this is no GGUF file (its first bytes are not GGUF): look for one that ends in .gguf")
 
     def _finish(self) -> str:

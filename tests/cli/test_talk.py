@@ -203,3 +203,60 @@ def test_ctrl_c_in_a_stream_is_quiet_and_exits_with_130(http_server):
             child.kill()
             finish.set()
     assert (child.returncode, err) == (130, "")
+
+
+BEAT = {
+    "worker": "w-1",
+    "pid": 42,
+    "draining": False,
+    "rss_bytes": 500_000_000,
+    "model_bytes": 98_000_000,
+    "kv_bytes": 0,
+    "models": [
+        {
+            "id": "smollm2",
+            "backend": "llamacpp",
+            "state": "failed",
+            "reason": "no memory",
+            "num_slots": 8,
+            "num_free_slots": 3,
+            "num_running": 5,
+            "num_waiting": 0,
+            "num_pages": 100,
+            "num_pages_used": 7,
+            "tokens_per_s": 12.34,
+        }
+    ],
+}
+
+
+def fleet(asked: Asked) -> Answer:
+    match asked.path:
+        case "/readyz":
+            return Answer(503, {"status": "unavailable"})
+        case "/v1/admin/status":
+            return Answer(body={"replica": "r1", "pid": 41, "rss_bytes": 90_000_000})
+        case "/v1/admin/workers":
+            return Answer(body={"data": [BEAT]})
+        case _:
+            lane = {"model": "smollm2", "service_class": "batch", "tenant": "acme", "num_prompts": 12}
+            return Answer(body={"data": [lane]})
+
+
+def test_status_shows_processes_models_and_queues(inferctl, http_server):
+    server = http_server(fleet)
+    shown = [line.split() for line in inferctl("status", "--url", server.url).out.splitlines()]
+    assert shown[0] == [f"{server.url}:", "not", "ready"]
+    assert ["api", "r1", "41", "90", "MB"] in shown
+    assert ["worker", "w-1", "42", "500", "MB", "98", "MB", "-", "serving"] in shown
+    assert ["smollm2", "llamacpp", "failed:", "no", "memory", "3/8", "5", "0", "7/100", "12.3"] in shown
+    assert ["smollm2", "batch", "acme", "12"] in shown
+    whole = json.loads(inferctl("status", "--url", server.url, "--json").out)
+    assert (whole["ready"], whole["workers"]) == (False, [BEAT])
+
+
+def test_status_needs_a_key_that_may(inferctl, http_server):
+    error = {"error": {"message": "this key lacks the scope admin", "code": "insufficient_scope"}}
+    result = inferctl("status", "--url", http_server(lambda asked: Answer(403, error)).url)
+    assert result.status == 1
+    assert "lacks the scope admin" in result.err
