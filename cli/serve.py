@@ -97,24 +97,26 @@ def _run(
         num_workers=num_workers,
         port=port,
     )
-    _warn(settings, listens=num_apis > 0)
+    if num_apis:
+        warn(settings)
     asyncio.run(_supervise(launch, embedded=parts == "serve" and settings.broker.url is None))
 
 
-def _warn(settings: Settings, *, listens: bool) -> None:
+def warn(settings: Settings) -> None:
+    """Log what is wrong with the keys of a server that is about to listen."""
     from inferflux.config.logs import get_logger
 
     from .launch import DEV_KEY, is_loopback
 
     log = get_logger("serve")
     dev = any(key.key == DEV_KEY for key in settings.auth.api_keys)
-    if listens and dev and not is_loopback(settings.server.host):
+    if dev and not is_loopback(settings.server.host):
         log.warning(
             "everybody knows the key dev-key-123, and this server listens beyond this machine: "
             "put a key of your own into auth.api_keys",
             host=settings.server.host,
         )
-    if listens and not settings.auth.api_keys:
+    if not settings.auth.api_keys:
         log.warning("no API key is configured, so every request will be refused: add one to auth.api_keys")
 
 
