@@ -28,6 +28,10 @@ from llama_ladder import Rung, cache_key, find_processor, ladder
 VERSION = "0.3.36"
 SOURCE_SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
 
+ONLY_LLAMA = (
+    "-DLLAVA_BUILD=OFF",
+    f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={Path(__file__).resolve().with_name('llama_only.cmake')}",
+)
 BUILD_MEMORY = 1024**3
 CHILD_TIMEOUT_S = 180.0
 
@@ -106,11 +110,11 @@ def build(source: Path, rung: Rung, extra_args: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     log_path = folder / "build.log"
     env = os.environ | {
-        "CMAKE_ARGS": " ".join((*rung.cmake_args, "-DLLAVA_BUILD=OFF", extra_args)).strip(),
+        "CMAKE_ARGS": f"{shlex.join((*rung.cmake_args, *ONLY_LLAMA))} {extra_args}".strip(),
         "CMAKE_BUILD_PARALLEL_LEVEL": str(num_build_jobs()),
     }
-    say(f"compiling llama.cpp ({rung.name}: {env['CMAKE_ARGS']}); this takes minutes, once for each machine")
-    args = ("wheel", "--verbose", "--no-deps", "--no-cache-dir", "--config-settings=build.targets=llama")
+    say(f"compiling llama.cpp ({rung.name}: {' '.join(rung.cmake_args)}); this takes minutes, once for each machine")
+    args = ("wheel", "--verbose", "--no-deps", "--no-cache-dir")
     start, next_percent = time.monotonic(), 10
     with log_path.open("w") as log, tempfile.TemporaryDirectory(dir=folder) as output:
         try:

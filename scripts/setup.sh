@@ -49,7 +49,7 @@ find_python() {
 # What the environment depends on; venvs hold absolute paths, so the checkout's own path is part of it.
 fingerprint() {
     { echo "$root $base_python ${CMAKE_ARGS:-}"; cat "$root/pyproject.toml" "$root/scripts/setup.sh" \
-        "$root/scripts/build_llama.py"; } | cksum
+        "$root"/scripts/*llama*; } | cksum
 }
 
 explain_pip_failure() {

@@ -1,0 +1,61 @@
+"""The scripts say what is missing, and what to do about it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from harness.checkout import ROOT
+
+SCRIPTS = [*sorted((ROOT / "scripts").glob("*.sh")), ROOT / ".ci" / "run"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_are_executable_bash(script: Path) -> None:
+    assert script.stat().st_mode & 0o111 == 0o111
+    done = subprocess.run(["bash", "-n", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def tools(folder: Path, *names: str) -> Path:
+    """A PATH of nothing but these programs."""
+    folder.mkdir()
+    for name in names:
+        (folder / name).symlink_to(shutil.which(name) or name)
+    return folder
+
+
+def test_setup_names_the_python_it_needs(tmp_path: Path) -> None:
+    checkout = tmp_path / "a checkout"
+    shutil.copytree(ROOT / "scripts", checkout / "scripts")
+    path = tools(tmp_path / "bin", "bash", "dirname", "cat", "cksum")
+    done = subprocess.run(
+        [checkout / "scripts" / "setup.sh"], env={"PATH": str(path)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "Python 3.11 or newer with the venv module was not found" in done.stderr
+    assert "python3-venv" in done.stderr
+    assert not (checkout / ".venv").exists()
+
+
+def test_a_missing_compiler_is_named_with_its_package(tmp_path: Path) -> None:
+    model = tmp_path / "model.gguf"
+    model.touch()
+    command = [sys.executable, ROOT / "scripts" / "build_llama.py", "--cache", tmp_path / "cache", "--model", model]
+    done = subprocess.run(
+        command, env={"PATH": str(tools(tmp_path / "bin"))}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "no C++ compiler was found" in done.stderr
+    assert "build-essential" in done.stderr
+
+
+def test_without_a_model_no_build_is_trusted(tmp_path: Path) -> None:
+    model = tmp_path / "missing.gguf"
+    command = [sys.executable, ROOT / "scripts" / "build_llama.py", "--cache", tmp_path / "cache", "--model", model]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"no model at {model}" in done.stderr
