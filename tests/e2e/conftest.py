@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness.model import gguf_path
+from harness.model import model_path
 from harness.server import Server, running_server
 
 
@@ -12,7 +12,7 @@ from harness.server import Server, running_server
 def model_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Two API replicas and two workers on one NATS, with the real model: what most of the suite talks to."""
     folder = tmp_path_factory.mktemp("serve")
-    with running_server(folder, model=gguf_path(), num_replicas=2, num_workers=2) as server:
+    with running_server(folder, model=Path(model_path()), num_replicas=2, num_workers=2) as server:
         yield server
 
 
