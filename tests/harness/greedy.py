@@ -1,0 +1,40 @@
+"""llama.cpp's own greedy generation, with none of InferFlux's code in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import llama_cpp.llama_cpp as lib
+
+CONTEXT_LENGTH = 512
+
+
+class GreedyReference:
+    """One sequence in one plain context, decoded with the library's batches and its greedy sampler."""
+
+    def __init__(self, path: str, num_threads: int) -> None:
+        self._model: Any = lib.llama_model_load_from_file(path.encode(), lib.llama_model_default_params())
+        params = lib.llama_context_default_params()
+        params.n_ctx = params.n_batch = CONTEXT_LENGTH
+        params.n_outputs_max = 1
+        params.n_threads = params.n_threads_batch = num_threads
+        self._context: Any = lib.llama_init_from_model(self._model, params)
+        self._sampler: Any = lib.llama_sampler_init_greedy()
+
+    def generate(self, prompt: Sequence[int], count: int) -> list[int]:
+        """The tokens that follow, the end of the sequence treated like any other token."""
+        lib.llama_memory_clear(lib.llama_get_memory(self._context), True)
+        tokens: list[int] = []
+        pending = list(prompt)
+        for _ in range(count):
+            array = (lib.llama_token * len(pending))(*pending)
+            assert lib.llama_decode(self._context, lib.llama_batch_get_one(array, len(pending))) == 0
+            pending = [lib.llama_sampler_sample(self._sampler, self._context, -1)]
+            tokens += pending
+        return tokens
+
+    def close(self) -> None:
+        lib.llama_sampler_free(self._sampler)
+        lib.llama_free(self._context)
+        lib.llama_model_free(self._model)
