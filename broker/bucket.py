@@ -9,7 +9,7 @@ from contextlib import aclosing
 from . import subjects
 from .broker import Bucket, Entry
 from .errors import BrokerError, RevisionConflict
-from .jetstream_api import ERR_WRONG_LAST_SEQ, ApiError, JetStreamApi, StoredMessage
+from .jetstream_api import ApiError, JetStreamApi, StoredMessage, WrongSequence
 from .link import Link
 from .watch import BucketWatch
 
@@ -79,10 +79,10 @@ class JetStreamBucket(Bucket):
         if expected is not None:
             headers[subjects.HEADER_EXPECTED_SUBJECT_SEQ] = str(expected)
         try:
-            return (await self._js.publish(subjects.kv(self._name, key), value, headers)).seq
+            return await self._js.put(subjects.kv_stream(self._name), subjects.kv(self._name, key), value, headers)
+        except WrongSequence as error:
+            raise RevisionConflict(f"{self._name}: {key} has changed") from error
         except ApiError as error:
-            if error.err_code in ERR_WRONG_LAST_SEQ:
-                raise RevisionConflict(f"{self._name}: {key} has changed") from error
             raise BrokerError(f"{self._name}: {key} cannot be written: {error.description}") from error
 
     def _ttl(self, ttl_s: float | None) -> dict[str, str]:

@@ -13,7 +13,7 @@ from .broker import Bell, Broker, Bucket, Delivery, LaneLimits, Receipt, Reply, 
 from .bucket import JetStreamBucket
 from .credentials import ROLE_ADMIN, ROLE_API, Connection, resolve
 from .delivery import delete_prompt
-from .errors import BrokerError, QueueFull
+from .errors import BrokerError, InferFluxError, QueueFull
 from .frames import FramePublisher
 from .jetstream_api import ERR_STREAM_STORE_FAILED, ApiError, JetStreamApi
 from .lanes import Lanes
@@ -31,7 +31,9 @@ class JetStreamBroker(Broker):
     """One process's view of the broker, over one connection."""
 
     def __init__(self, settings: Settings, link: Link) -> None:
+        self._settings = settings
         self._link = link
+        self._ensuring: asyncio.Task[None] | None = None
         self._js = JetStreamApi(link, timeout_s=settings.broker.timeout_s)
         self._lanes = Lanes(link, self._js, max_lanes=settings.queue.max_lanes)
         self._frames = FramePublisher(link, timeout_s=settings.tape.ack_timeout_s)
@@ -61,6 +63,7 @@ class JetStreamBroker(Broker):
             await link.open(deadline_s)
             if role in (ROLE_API, ROLE_ADMIN):
                 await topology.ensure(broker._js, settings, deadline_s)
+                link.on_restored.append(broker._ensure_again)
             else:
                 await topology.wait(broker._js, settings, deadline_s)
             for part in (broker._lanes, broker._frames, broker._tape):
@@ -174,6 +177,20 @@ class JetStreamBroker(Broker):
             log.warning("closing without a last flush", reason=str(error))
         self._frames.close()
         await self._link.close()
+        if self._ensuring is not None:
+            self._ensuring.cancel()
+            await asyncio.gather(self._ensuring, return_exceptions=True)
+
+    def _ensure_again(self) -> None:
+        # A single server that restarted has forgotten its memory streams, the tape among them.
+        if self._ensuring is None or self._ensuring.done():
+            self._ensuring = asyncio.create_task(self._ensure())
+
+    async def _ensure(self) -> None:
+        try:
+            await topology.ensure(self._js, self._settings, CONNECT_DEADLINE_S)
+        except InferFluxError as error:
+            log.error("cannot set up the streams again", reason=str(error))
 
     async def _listen(self, subject: str, on_packet: Callable[[Packet], None]) -> Subscription:
         subscription = await self._link.listen(subject, on_packet)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import re
+import secrets
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -47,11 +48,14 @@ class ApiError(BrokerError):
             self.code == 503 and self.err_code not in ERR_INSUFFICIENT_RESOURCES | {ERR_STREAM_STORE_FAILED}
         )
 
-    @property
-    def actual_seq(self) -> int | None:
-        """The sequence that a failed compare-and-set found, where the server tells."""
-        match = _ACTUAL_SEQ.search(self.description)
-        return int(match[1]) if match else None
+
+class WrongSequence(ApiError):
+    """A compare-and-set found another sequence than it expected: `actual_seq`, where the server tells."""
+
+    def __init__(self, error: ApiError) -> None:
+        super().__init__(error.code, error.err_code, error.description)
+        match = _ACTUAL_SEQ.search(error.description)
+        self.actual_seq = int(match[1]) if match else None
 
 
 class Ack(msgspec.Struct, frozen=True):
@@ -86,8 +90,8 @@ class JetStreamApi:
         return _checked(packet.data)
 
     async def publish(self, subject: str, data: bytes, headers: Mapping[str, str]) -> Ack:
-        """Publish until the stream has answered. Only for messages whose headers make a second copy harmless:
-        a message id, or a compare-and-set."""
+        """Publish until the stream has answered. The headers must hold a message id, so that a second try after a
+        lost answer finds the first one's copy."""
         raw_headers = encode_headers(headers)
         deadline = time.monotonic() + self.timeout_s
         while True:
@@ -110,6 +114,23 @@ class JetStreamApi:
             if deadline - time.monotonic() <= RETRY_PAUSE_S:
                 raise BrokerUnavailable(f"not stored within {self.timeout_s:g} s: {reason}") from reason
             await asyncio.sleep(RETRY_PAUSE_S)
+
+    async def put(self, stream: str, subject: str, data: bytes, headers: Mapping[str, str]) -> int:
+        """Publish once, under a message id of its own unless `headers` give one, and return the sequence.
+
+        Raises WrongSequence when a compare-and-set loses.
+        """
+        headers = {subjects.HEADER_MSG_ID: secrets.token_hex(12), **headers}
+        try:
+            return (await self.publish(subject, data, headers)).seq
+        except ApiError as error:
+            if error.err_code not in ERR_WRONG_LAST_SEQ:
+                raise
+            # The server compares sequences before message ids, so a second try may have lost to the first.
+            newest = await self.stored(stream, last_by_subj=subject)
+            if newest is not None and newest.headers.get(subjects.HEADER_MSG_ID) == headers[subjects.HEADER_MSG_ID]:
+                return newest.seq
+            raise WrongSequence(error) from error
 
     async def stored(self, stream: str, **which: Any) -> StoredMessage | None:
         """A message by `seq` or `last_by_subj`, read from the stream's leader and so never stale."""

@@ -20,6 +20,7 @@ DUPLICATE_WINDOW_S = 120
 LIMITS_AGE_S = 25 * 3600
 MARKER_TTL_S = 10
 POLL_S = 0.05
+UNUSED_US = 1_000_000
 # The server cannot change a stream's max_consumers later, so lanes are capped by `queue.max_lanes` when a
 # consumer is made, and this is only far enough above it.
 MAX_CONSUMERS = 10_000
@@ -156,21 +157,37 @@ async def wait(js: JetStreamApi, settings: Settings, deadline_s: float) -> None:
 async def _ensure_stream(js: JetStreamApi, wanted: StreamConfig) -> None:
     body: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(wanted))
     try:
-        current = (await js.call("STREAM", "INFO", wanted.name))["config"]
+        info = await js.call("STREAM", "INFO", wanted.name)
     except ApiError as error:
         if error.err_code != ERR_STREAM_NOT_FOUND:
             raise
         try:
-            await js.call("STREAM", "CREATE", wanted.name, body=body)
+            await js.call("STREAM", "CREATE", wanted.name, body=body | _first_seq(wanted))
             return
         except ApiError as created:
             if created.err_code != ERR_STREAM_EXISTS:
                 raise
-        current = (await js.call("STREAM", "INFO", wanted.name))["config"]
+        info = await js.call("STREAM", "INFO", wanted.name)
+    current = info["config"]
     changed = {name: value for name, value in body.items() if current.get(name) != value}
     if changed:
         await js.call("STREAM", "UPDATE", wanted.name, body={**current, **body})
         log.info("updated stream", stream=wanted.name, fields=",".join(sorted(changed)))
+    await _advance(js, wanted, info)
+
+
+async def _advance(js: JetStreamApi, wanted: StreamConfig, info: dict[str, Any]) -> None:
+    # Servers of a cluster that all restarted begin the memory stream where it once began.
+    last_seq = int(info["state"]["last_seq"])
+    now = _first_seq(wanted).get("first_seq", 0)
+    unused = int(info["state"]["messages"]) == 0 and last_seq + 1 == int(info["config"].get("first_seq", 0))
+    if unused and now - last_seq > UNUSED_US:
+        await js.call("STREAM", "PURGE", wanted.name, body={"seq": now})
+
+
+def _first_seq(wanted: StreamConfig) -> dict[str, int]:
+    # A memory stream made anew must not hand out old sequences again: they fence claims and are clients' resume points.
+    return {"first_seq": int(time.time() * 1_000_000)} if wanted.storage == "memory" else {}
 
 
 def _bucket(name: str, replicas: int) -> StreamConfig:

@@ -14,12 +14,15 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
 
 from inferflux.broker import permissions
 from inferflux.broker.credentials import CREDENTIALS_FILE, Connection, Login, StoredCredentials, resolve
 from inferflux.broker.embedded import die_with_parent, find_binary
 from inferflux.broker.jetstream import JetStreamBroker
+from inferflux.broker.jetstream_api import JetStreamApi
+from inferflux.broker.link import Link
 from inferflux.config.settings import BrokerSettings, Settings, TapeSettings, TenantSettings
 
 TEMPLATE = Path(__file__).parents[2] / "deploy" / "nats" / "cluster.conf"
@@ -42,14 +45,15 @@ class NatsServers:
         ports = free_ports(2 * num_nodes)
         self._ports, self._routes = ports[:num_nodes], ports[num_nodes:]
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._has_streams = False
         path.mkdir(parents=True, exist_ok=True)
         tenants = settings.tenants or TENANTS
-        allowed = permissions.roles({each.id: each.classes for each in tenants if each.publish})
-        logins = {role: Login(role, secrets.token_urlsafe(16)) for role in allowed}
+        self._allowed = permissions.roles({each.id: each.classes for each in tenants if each.publish})
+        self._logins = {role: Login(role, secrets.token_urlsafe(16)) for role in self._allowed}
         self.url = ",".join(f"nats://127.0.0.1:{port}" for port in self._ports)
-        stored = StoredCredentials(self.url, logins, secrets.token_urlsafe(16), secrets.token_urlsafe(16))
+        stored = StoredCredentials(self.url, self._logins, secrets.token_urlsafe(16), secrets.token_urlsafe(16))
         (path / CREDENTIALS_FILE).write_bytes(msgspec.json.encode(stored))
-        (path / "users.conf").write_bytes(permissions.users_file(logins, allowed))
+        (path / "users.conf").write_bytes(permissions.users_file(self._logins, self._allowed))
         (path / "nats.conf").write_text(TEMPLATE.read_text() if num_nodes > 1 else ALONE)
         broker = msgspec.structs.replace(settings.broker, store_dir=str(path), replicas=num_nodes)
         self.settings = msgspec.structs.replace(settings, broker=broker, tenants=tenants)
@@ -96,10 +100,20 @@ class NatsServers:
 
     def freeze(self, node: int = 0) -> None:
         """It keeps its connections and answers nothing until `thaw`."""
-        self._processes[node].send_signal(signal.SIGSTOP)
+        process = self._processes[node]
+        process.send_signal(signal.SIGSTOP)
+        while psutil.Process(process.pid).status() != psutil.STATUS_STOPPED:
+            time.sleep(0.001)
 
     def thaw(self, node: int = 0) -> None:
         self._processes[node].send_signal(signal.SIGCONT)
+
+    def revoke(self, role: str) -> None:
+        """Make every node refuse the role's password, to clients that are connected too, until `restore`."""
+        self._reload(self._logins | {role: Login(role, secrets.token_urlsafe(16))})
+
+    def restore(self) -> None:
+        self._reload(self._logins)
 
     def close(self) -> None:
         for node in tuple(self._processes):
@@ -107,10 +121,21 @@ class NatsServers:
         for node in range(self.num_nodes):
             shutil.rmtree(self._path / f"node-{node}", ignore_errors=True)
 
+    async def leader(self, stream: str) -> int:
+        """The node that leads a stream of the cluster."""
+        link = Link(self.connection("admin"), name="test", timeout_s=START_S)
+        await link.open(START_S)
+        info = await JetStreamApi(link, timeout_s=START_S).call("STREAM", "INFO", stream)
+        await link.close()
+        return int(info["cluster"]["leader"].removeprefix("n"))
+
     def connection(self, role: str) -> Connection:
         return resolve(self.settings.broker, role)
 
     async def connect(self, role: str, name: str = "test", settings: Settings | None = None) -> JetStreamBroker:
+        if not self._has_streams:
+            self._has_streams = True
+            await (await JetStreamBroker.connect(self.settings, "admin", name, deadline_s=START_S)).close()
         return await JetStreamBroker.connect(settings or self.settings, role, name, deadline_s=START_S)
 
     @asynccontextmanager
@@ -120,6 +145,11 @@ class NatsServers:
             yield broker
         finally:
             await broker.close()
+
+    def _reload(self, logins: dict[str, Login]) -> None:
+        (self._path / "users.conf").write_bytes(permissions.users_file(logins, self._allowed))
+        for process in self._processes.values():
+            process.send_signal(signal.SIGHUP)
 
     def _end(self, node: int, how: signal.Signals) -> None:
         process = self._processes.pop(node)

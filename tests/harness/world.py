@@ -54,6 +54,12 @@ class World:
                 await self.elapse(0.01)
         return delivery
 
+    async def until_empty(self, broker: Broker, model: str) -> None:
+        """Return once the stream has dropped what was acknowledged: on replicas that follows a moment later."""
+        async with asyncio.timeout(WAIT_S):
+            while await broker.backlog(model):
+                await self.elapse(0.01)
+
     async def close(self) -> None:
         for broker in self._brokers:
             await broker.close()

@@ -53,7 +53,7 @@ async def test_a_finished_prompt_is_still_a_duplicate(world: World, lane: Lane) 
     await api.publish_prompt(lane, b"a", msg_id=lane.model)
     await (await world.pull(worker, lane)).ack()
     assert (await api.publish_prompt(lane, b"a", msg_id=lane.model)).duplicate
-    assert await api.backlog(lane.model) == {}
+    await world.until_empty(api, lane.model)
 
 
 async def test_full_lane_refuses_until_one_is_done(world: World, lane: Lane) -> None:
@@ -95,7 +95,7 @@ async def test_extended_lease_keeps_the_prompt(world: World, lane: Lane) -> None
         await held.extend()
         assert await second.pull(lane, limits) is None
     await held.ack()
-    assert await api.backlog(lane.model) == {}
+    await world.until_empty(api, lane.model)
 
 
 async def test_released_prompt_comes_back_at_once(world: World, lane: Lane) -> None:
