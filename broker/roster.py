@@ -36,10 +36,12 @@ class Roster:
         self._peers: dict[Origin, Peer] = {}
         self._asks: float | None = None
         self._joined = False
+        self._alone = True
 
     def hear(self, gossip: Gossip, now_s: float) -> bool:
         """Note a message; whether its sender asks for something that was not answered yet."""
         origin = Origin(gossip.worker, gossip.epoch)
+        self._alone = False
         peer = self._peers.get(origin)
         if peer is None:
             peer = self._peers[origin] = Peer(gossip, now_s)
@@ -74,7 +76,7 @@ class Roster:
 
     def whole(self, now_s: float) -> bool:
         """Whether the own view is as good as anybody's, which it also is while nobody else was ever heard."""
-        return not self._peers or self.joined(now_s)
+        return self._alone or self.joined(now_s)
 
     def speaks_for_gone(self, now_s: float) -> bool:
         """Whether it falls to this worker to tell what the gone have served: to the first whose view is whole."""

@@ -77,13 +77,19 @@ class TestFleet:
             old.charge(lane(f"t{number}"), num_input=7, now_s=2.0)
         for step in range(20):
             old.gossip(2.0 + 0.1 * step, 0, "cpu")
-        away.rejoin(4.0)
-        now_s = 4.0
+        away.charge(lane("busy"), num_input=100, now_s=3.0)
+        away.set_backlog(lane("busy"), 1, 3.0)
+        for now_s in (30.0, 60.0):
+            away.gossip(now_s, 0, "cpu")
+        away.rejoin(now_s)
+        away.set_backlog(lane("t0"), 1, now_s)
         while not away.ready(now_s):
             now_s += 0.1
             say(away, old, now_s=now_s)
             say(old, away, now_s=now_s)
         assert all(away.counter(f"t{number}") == 7.0 for number in range(3000))
+        away.choose(now_s)
+        assert away.counter("t0") == 100.0
 
     def test_a_message_fits_the_broker(self) -> None:
         fair = fair_share()
