@@ -260,3 +260,18 @@ def test_status_needs_a_key_that_may(inferctl, http_server):
     result = inferctl("status", "--url", http_server(lambda asked: Answer(403, error)).url)
     assert result.status == 1
     assert "lacks the scope admin" in result.err
+
+
+def test_ctrl_c_in_a_conversation_ends_the_answer_only(inferctl, server, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("one\ntwo\n"))
+    written: list[str] = []
+
+    def write(text: str) -> None:
+        written.append(text)
+        if text == "<one":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("inferflux.cli.terminal.write", write)
+    assert inferctl("chat", "-i", "--model", "m").status == 0
+    assert "".join(written) == "<one\n<two>\n"
+    assert [turn["content"] for turn in server.asked[-1].json["messages"]] == ["one", "<one", "two"]
