@@ -21,16 +21,16 @@ from .options import DEFAULT_URL
 
 def print_panel(launch: Launch, models: list[dict[str, Any]], nats_url: str | None) -> None:
     """Where everything is and what to try. `nats_url` is the embedded broker's, where there is one."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False)
     places = place_text(launch, models, nats_url)
     if sys.stdout.isatty():
         console.print(Panel(places, title="InferFlux is ready", border_style="green", expand=False))
     else:
-        console.print("InferFlux is ready", places, sep="\n")
+        console.print("InferFlux is ready", places, sep="\n", soft_wrap=True)
     console.print("Try, in another shell:", style="bold")
     # Outside the frame and never broken into lines, so that they can be copied.
     for command in commands(launch, str(pick_default(models)["id"]) if models else "MODEL"):
-        console.print(Text(command, "cyan"))
+        console.print(Text(command, "cyan"), soft_wrap=True)
 
 
 def place_text(launch: Launch, models: list[dict[str, Any]], nats_url: str | None) -> Text:
@@ -72,4 +72,4 @@ def _nats(settings: Settings, embedded: str | None) -> str:
         return f"{embedded} (a tenant with `publish: true` gets credentials of its own)"
     logins = ", ".join(tenant_role(tenant) for tenant in publishers)
     file = Path(settings.broker.store_dir) / CREDENTIALS_FILE
-    return f"{embedded}; tenants that publish to it themselves log in as {logins}, see {file}"
+    return f"{embedded}\n        to publish to it directly: the login {logins} in {file}"

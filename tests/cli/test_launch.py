@@ -87,7 +87,7 @@ def test_the_panel_says_where_everything_is_and_calls_a_stub_one():
     assert "smollm2  STUB, answers are made up: the model file is missing" in text
     assert "STUB" not in text.partition("org/big")[2]
     assert "nats://127.0.0.1:4222" in text
-    assert "log in as t-acme, see /s/credentials.json" in text
+    assert "the login t-acme in /s/credentials.json" in text
 
 
 def test_commands_can_be_pasted_and_show_no_key_but_the_known_one():
