@@ -91,7 +91,6 @@ def create_app(settings: Settings, broker: Broker, stamper: Stamper, served: Mod
             "gateway": _provide(parts.gateway),
             "status": _provide(parts.status),
             "fleet": _provide(parts.follower.fleet),
-            "broker": _provide(broker),
         },
         exception_handlers=EXCEPTION_HANDLERS,
         lifespan=[lifespan],

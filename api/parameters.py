@@ -47,6 +47,7 @@ _MESSAGE: Mapping[str, tuple[Any, ...]] = {
 }
 _STREAM_OPTIONS: Mapping[str, tuple[Any, ...]] = {"include_obfuscation": (False,), "continuous_usage_stats": (False,)}
 _MESSAGE_FIELDS = ("role", "content", "name", "tool_call_id")
+_KEY = "key` in `"
 _PART_TYPE = re.compile(r"\.content\[\d+\]\.type$")
 
 
@@ -77,6 +78,8 @@ def unsupported(param: str, reason: str = "is not supported by this server; leav
 
 def _invalid(text: str) -> RequestError:
     message, _, path = text.partition(" - at `")
+    if path.startswith(_KEY):
+        path, message = path.removeprefix(_KEY), f"a key {message[:1].lower()}{message[1:]}"
     param = path.removesuffix("`").removeprefix("$").removeprefix(".").replace("[...]", "")
     missing = re.search(r"missing required field `(.*)`", message)
     if missing:

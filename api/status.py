@@ -12,11 +12,14 @@ from prometheus_client import CollectorRegistry
 
 from inferflux.broker.broker import Broker
 from inferflux.broker.errors import BrokerError
+from inferflux.config.logs import get_logger
 from inferflux.config.metrics import ApiMetrics, FleetMetrics
 from inferflux.registry.fleet import Fleet
 
 from .dispatch import Dispatcher
 from .pressure import Pressure
+
+log = get_logger("api")
 
 READY = "ready"
 
@@ -33,6 +36,15 @@ class StatusAnswer(msgspec.Struct, frozen=True, kw_only=True):
     tape_fill: float
     draining: bool
     checks: dict[str, bool]
+
+
+class QueueAnswer(msgspec.Struct, frozen=True):
+    """One lane: prompts stored, waiting and running."""
+
+    model: str
+    service_class: str
+    tenant: str
+    depth: int
 
 
 class Metrics:
@@ -79,16 +91,23 @@ class Status:
             checks=self.checks(),
         )
 
+    async def queues(self) -> list[QueueAnswer]:
+        """Every lane that holds prompts, as the broker says now."""
+        backlog = await self._broker.backlog()
+        return [
+            QueueAnswer(lane.model, lane.service_class.value, lane.tenant, backlog[lane]) for lane in sorted(backlog)
+        ]
+
     async def refresh_metrics(self) -> None:
         """Set the gauges of queues and workers; without a broker those of the queues are absent."""
         api = self._metrics.api
         api.tape_fill.set(self._pressure.tape_fill)
         api.queue_depth.clear()
         try:
-            for lane, num_prompts in (await self._broker.backlog()).items():
-                api.queue_depth.labels(lane.model, lane.service_class.value, lane.tenant).set(num_prompts)
-        except BrokerError:
-            api.queue_depth.clear()
+            for queue in await self.queues():
+                api.queue_depth.labels(queue.model, queue.service_class, queue.tenant).set(queue.depth)
+        except BrokerError as error:
+            log.warning("queues not counted", reason=str(error))
         self._set_fleet()
 
     def _set_fleet(self) -> None:

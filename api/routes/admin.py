@@ -6,20 +6,10 @@ import msgspec
 from litestar import Response, get
 from litestar.di import NamedDependency
 
-from inferflux.broker.broker import Broker
 from inferflux.broker.wire import WorkerBeat
 from inferflux.registry.fleet import Fleet
 
 from ..status import Status
-
-
-class QueueAnswer(msgspec.Struct, frozen=True):
-    """One lane: prompts stored, waiting and running."""
-
-    model: str
-    service_class: str
-    tenant: str
-    depth: int
 
 
 @get("/workers", opt={"scope": "admin"})
@@ -29,11 +19,9 @@ async def list_workers(fleet: NamedDependency[Fleet]) -> Response[bytes]:
 
 
 @get("/queue", opt={"scope": "admin"})
-async def list_queues(broker: NamedDependency[Broker]) -> Response[bytes]:
+async def list_queues(status: NamedDependency[Status]) -> Response[bytes]:
     """Every lane that holds prompts."""
-    backlog = await broker.backlog()
-    lanes = [QueueAnswer(lane.model, lane.service_class.value, lane.tenant, backlog[lane]) for lane in sorted(backlog)]
-    return _respond({"object": "list", "data": lanes})
+    return _respond({"object": "list", "data": await status.queues()})
 
 
 @get("/status", opt={"scope": "admin"})

@@ -68,8 +68,9 @@ class Call:
 
     async def piece(self) -> bytes:
         """The next piece of the body; empty at its end."""
-        message = await self._next()
-        return bytes(message.get("body", b""))
+        if not self.status:
+            await self.begin()
+        return bytes((await self._next()).get("body", b""))
 
     async def until(self, mark: bytes) -> bytes:
         """The body up to the piece that holds the mark."""

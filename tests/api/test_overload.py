@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+import pytest
+from harness.scripted_worker import silent
+
+from inferflux.api import admission
+from inferflux.broker.errors import Code, QueueFull, RequestError, TapeFull, TooManyLanes
+from inferflux.broker.subjects import ServiceClass
+from inferflux.registry.tenants import Tenant
+
+PRIORITY, DEFAULT, BATCH = ServiceClass
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (QueueFull("full"), 429, "queue_full"),
+        (TooManyLanes("many"), 503, "too_many_lanes"),
+        (TapeFull("full"), 503, "tape_full"),
+    ],
+)
+async def test_broker_limits(
+    api: Any, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, code: str
+) -> None:
+    async def refuse(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(api.broker, "publish_prompt", refuse)
+    response = await api.chat()
+
+    assert response.status_code == status
+    assert response.json()["error"]["code"] == code
+    assert int(response.headers["retry-after"]) >= 1
+    assert api.parts.relay.num_streams == 0
+
+
+async def test_broker_outage_is_a_503(api: Any) -> None:
+    api.hub.online = False
+    response = await api.chat()
+    ready = await api.client.get("/readyz")
+    api.hub.online = True
+
+    assert response.status_code == 503
+    assert response.json()["error"]["code"] == "broker_unavailable"
+    assert ready.status_code == 503
+    assert ready.json()["checks"]["broker_connected"] is False
+
+
+async def test_full_tape_admits_nobody(api: Any) -> None:
+    api.parts.pressure.tape_fill = 0.81
+
+    response = await api.chat()
+
+    assert response.status_code == 503
+    assert response.json()["error"]["code"] == "tape_full"
+
+
+async def test_tenant_bound_counts_what_was_admitted_since_the_last_look(api: Any) -> None:
+    api.worker.script = silent
+    waiting = [asyncio.create_task(api.chat("key-bounded")) for _ in range(2)]
+    async with asyncio.timeout(5):
+        while len(api.worker.turns) < 2:
+            await asyncio.sleep(0.01)
+
+    before = await api.chat("key-bounded")
+    await api.parts.pressure.look()
+    after = await api.chat("key-bounded")
+    other = asyncio.create_task(api.chat())
+    async with asyncio.timeout(5):
+        while len(api.worker.turns) < 3:
+            await asyncio.sleep(0.01)
+
+    for response in (before, after):
+        assert response.status_code == 429
+        assert response.json()["error"]["code"] == "queue_full"
+    for task in (*waiting, other):
+        task.cancel()
+    await asyncio.gather(*waiting, other, return_exceptions=True)
+
+
+def tenant(*classes: ServiceClass) -> Tenant:
+    return Tenant(id="t", classes=classes)
+
+
+@pytest.mark.parametrize(
+    ("tier", "classes", "expected"),
+    [
+        (None, (PRIORITY, DEFAULT, BATCH), DEFAULT),
+        ("auto", (PRIORITY, DEFAULT), DEFAULT),
+        (None, (PRIORITY, BATCH), PRIORITY),
+        ("auto", (BATCH,), BATCH),
+        ("default", (DEFAULT,), DEFAULT),
+        ("priority", (PRIORITY,), PRIORITY),
+        ("flex", (BATCH,), BATCH),
+    ],
+)
+def test_service_class(tier: Any, classes: tuple[ServiceClass, ...], expected: ServiceClass) -> None:
+    assert admission.service_class(tier, tenant(*classes)) is expected
+
+
+def test_room_is_checked_before_the_bound_is_passed() -> None:
+    bounded = msgspec.structs.replace(tenant(DEFAULT), max_queued=2)
+    admission.check_room(bounded, 1, 0.0, 0.8)
+    admission.check_room(tenant(DEFAULT), 10_000, 0.79, 0.8)
+
+    with pytest.raises(RequestError) as full:
+        admission.check_room(bounded, 2, 0.0, 0.8)
+    assert full.value.code is Code.QUEUE_FULL
+
+
+@pytest.mark.parametrize(
+    ("waited_s", "absent_s", "ends"), [(9, 100, False), (10, 9, False), (10, 10, True), (100, 0, False)]
+)
+def test_no_backend_needs_both_waits(waited_s: float, absent_s: float, ends: bool) -> None:
+    assert (admission.no_backend("m", waited_s=waited_s, absent_s=absent_s, grace_s=10) is not None) is ends
+
+
+def test_no_grace_still_needs_absence() -> None:
+    assert admission.no_backend("m", waited_s=0, absent_s=0, grace_s=0) is None
+    assert admission.no_backend("m", waited_s=0, absent_s=0.1, grace_s=0) is not None
