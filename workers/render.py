@@ -24,12 +24,12 @@ CHATML = (
 """For a model that brings no template."""
 
 MAX_RENDERED_CHARS = 16 * 1024 * 1024
-MAX_EXPONENT = 64
+MAX_POWER_BITS = 4096
 
 
 class TemplateEnvironment(ImmutableSandboxedEnvironment):
     """A template comes with a model file, so it is code from elsewhere: it reaches no attribute of Python's, changes
-    nothing it is given, and cannot make values that fill the memory."""
+    nothing it is given, and the short ways to fill the memory are closed."""
 
     intercepted_binops = frozenset(("*", "**"))
 
@@ -39,8 +39,8 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         self.filters["tojson"] = _to_json
 
     def call_binop(self, context: jinja2.runtime.Context, operator: str, left: Any, right: Any) -> Any:
-        if operator == "**" and not (isinstance(right, int) and abs(right) <= MAX_EXPONENT):
-            raise jinja2.TemplateError(f"an exponent is larger than {MAX_EXPONENT}")
+        if operator == "**" and isinstance(left, int) and left.bit_length() * right > MAX_POWER_BITS:
+            raise jinja2.TemplateError("a power is too large")
         for sized, count in ((left, right), (right, left)):
             if isinstance(sized, Sequence) and isinstance(count, int) and len(sized) * count > MAX_RENDERED_CHARS:
                 raise jinja2.TemplateError("a repeated value is too long")

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.model
 
 GREEDY = SamplingParams(temperature=0.0)
 QUESTIONS = (
-    "What is the capital of France?",
+    "What is the capital of France? Answer with one word.",
     "Name three fruits.",
     "Why is the sky blue? Answer in one sentence.",
     "Write a haiku about a lighthouse and the sea around it, please.",
@@ -129,7 +129,7 @@ def test_samples_differ_by_seed_and_go_on_alike_when_resumed(served: Served) -> 
 
 def test_the_model_ends_by_itself_and_says_something_sensible(served: Served) -> None:
     served.engine.submit(
-        [Job(request="paris", choice=0, prompt=served.chat(QUESTIONS[0]), max_tokens=200, sampling=GREEDY)]
+        [Job(request="paris", choice=0, prompt=served.chat(QUESTIONS[0]), max_tokens=40, sampling=GREEDY)]
     )
     choice = served.recorder.wait("paris")
     assert choice.finish_reason == "stop"
