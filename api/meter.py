@@ -10,6 +10,8 @@ from .replies import TapeFrame
 
 log = get_logger("api")
 
+COUNT_INTERVAL_S = 0.25
+
 
 class Meter:
     """Times are on the monotonic clock; `started_s` is when the request came in."""
@@ -22,6 +24,8 @@ class Meter:
         self._first_s: float | None = None
         self._last_s: dict[int, float] = {}
         self._num_tokens = 0
+        self._num_counted = 0
+        self._count_s = started_s
         self._reason = "stop"
         self._code: str | None = Code.CANCELLED.value
         self._tokens = metrics.stream_tokens.labels(model)
@@ -44,14 +48,16 @@ class Meter:
                 self._code = frame.error.code if frame.error is not None else None
         if num_tokens:
             self._num_tokens += num_tokens
-            self._tokens.inc(num_tokens)
             if self._first_s is None:
                 self._first_s = now_s
                 self._metrics.time_to_first_token.labels(self._model).observe(now_s - self._started_s)
+            if now_s >= self._count_s:
+                self._count(now_s)
 
     def close(self, now_s: float) -> None:
         """The exchange is over; without a terminal frame it was cancelled."""
         took_s = now_s - self._started_s
+        self._count(now_s)
         self._metrics.streams_open.labels(self._model).dec()
         self._metrics.e2e_request_latency.labels(self._model).observe(took_s)
         if self._code is None:
@@ -66,3 +72,9 @@ class Meter:
             first_token_s=None if self._first_s is None else round(self._first_s - self._started_s, 4),
             took_s=round(took_s, 4),
         )
+
+    def _count(self, now_s: float) -> None:
+        # A counter takes a lock; a few times a second is as fresh as anybody scrapes.
+        self._tokens.inc(self._num_tokens - self._num_counted)
+        self._num_counted = self._num_tokens
+        self._count_s = now_s + COUNT_INTERVAL_S
