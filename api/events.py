@@ -1,16 +1,18 @@
 """Server-sent events: frames become the bytes of OpenAI's chunks.
 
-One event for each frame, and one write for all frames that are there. What is the same in every chunk of a stream is
-encoded once; a token then costs the encoding of its text. The SSE id is the frame's sequence in the tape.
+One event for each token, and one write for all frames that are there. What is the same in every chunk of a stream is
+encoded once; a token then costs the encoding of its text. The SSE id is the frame's sequence in the tape; inside a
+frame of several tokens it is `<sequence>.<tokens sent>` until the last one.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Literal, TypeAlias
 
 import msgspec
 
-from inferflux.broker.wire import Failure, Frame, TokenLogprob
+from inferflux.broker.wire import Failure, FinishReason, Frame, TokenLogprob
 
 from .admission import TIER_OF_CLASS
 from .answers import ChatLogprobs, CompletionLogprobs, UsageAnswer
@@ -21,6 +23,8 @@ from .replies import TapeFrame
 
 PING = b": ping\n\n"
 DONE = b"data: [DONE]\n\n"
+
+Logprobs: TypeAlias = tuple[TokenLogprob, ...]
 
 _json = msgspec.json.Encoder().encode
 
@@ -54,7 +58,7 @@ class Events:
         """The last words of a stream that breaks off: OpenAI's clients raise the error."""
         return b"data: " + _json(problem(error)) + b"\n\n"
 
-    def _choice(self, frame: Frame) -> bytes:
+    def _choice(self, choice: int, text: str, finish_reason: FinishReason | None, logprobs: Logprobs | None) -> bytes:
         raise NotImplementedError
 
     def _opening(self, seq: int, frame: Frame) -> bytes:
@@ -67,15 +71,26 @@ class Events:
         if not self._head:
             self._head = self._begin(frame.backend or self._ticket.model.backend)
         event = b""
-        if frame.text or frame.finish_reason or frame.logprobs:
-            event = b"id: %d\n%s%s%s" % (seq, self._head, self._choice(frame), self._tail)
-            event = self._opening(seq, frame) + event
+        if frame.pieces is not None:
+            event = self._opening(seq, frame) + b"".join(self._pieces(seq, frame, frame.pieces))
+        elif frame.text or frame.finish_reason or frame.logprobs:
+            choice = self._choice(frame.choice, frame.text, frame.finish_reason, frame.logprobs)
+            event = self._opening(seq, frame) + b"id: %d\n%s%s%s" % (seq, self._head, choice, self._tail)
         if frame.usage is None:
             return event
         if self._include_usage:
             usage = _json(UsageAnswer.of(frame.usage))
             event += b'id: %d\n%s],"usage":%s}\n\n' % (seq, self._head, usage)
         return event + DONE
+
+    def _pieces(self, seq: int, frame: Frame, pieces: tuple[str, ...]) -> Iterator[bytes]:
+        """An event for each token of a frame; the finish reason comes with the last."""
+        last = len(pieces) - 1
+        for number, text in enumerate(pieces):
+            logprobs = None if frame.logprobs is None else frame.logprobs[number : number + 1]
+            choice = self._choice(frame.choice, text, frame.finish_reason if number == last else None, logprobs)
+            mark = b"id: %d\n" % seq if number == last else b"id: %d.%d\n" % (seq, number + 1)
+            yield mark + self._head + choice + self._tail
 
     def _begin(self, backend: str) -> bytes:
         ticket = self._ticket
@@ -109,12 +124,12 @@ class ChatEvents(Events):
             b'"finish_reason":null}%s' % (self._head, frame.choice, self._tail)
         )
 
-    def _choice(self, frame: Frame) -> bytes:
+    def _choice(self, choice: int, text: str, finish_reason: FinishReason | None, logprobs: Logprobs | None) -> bytes:
         return b'{"index":%d,"delta":{%s},"logprobs":%s,"finish_reason":%s}' % (
-            frame.choice,
-            b'"content":' + _json(frame.text) if frame.text else b"",
-            b"null" if frame.logprobs is None else _json(ChatLogprobs.of(frame.logprobs)),
-            b"null" if frame.finish_reason is None else _json(frame.finish_reason),
+            choice,
+            b'"content":' + _json(text) if text else b"",
+            b"null" if logprobs is None else _json(ChatLogprobs.of(logprobs)),
+            b"null" if finish_reason is None else _json(finish_reason),
         )
 
 
@@ -128,15 +143,15 @@ class CompletionEvents(Events):
         super().__init__(ticket, include_usage=include_usage)
         self._offsets: dict[int, int] = {}
 
-    def _choice(self, frame: Frame) -> bytes:
+    def _choice(self, choice: int, text: str, finish_reason: FinishReason | None, logprobs: Logprobs | None) -> bytes:
         return b'{"index":%d,"text":%s,"logprobs":%s,"finish_reason":%s}' % (
-            frame.choice,
-            _json(frame.text),
-            b"null" if frame.logprobs is None else self._logprobs(frame.choice, frame.logprobs),
-            b"null" if frame.finish_reason is None else _json(frame.finish_reason),
+            choice,
+            _json(text),
+            b"null" if logprobs is None else self._logprobs(choice, logprobs),
+            b"null" if finish_reason is None else _json(finish_reason),
         )
 
-    def _logprobs(self, choice: int, tokens: tuple[TokenLogprob, ...]) -> bytes:
+    def _logprobs(self, choice: int, tokens: Logprobs) -> bytes:
         offset = self._offsets.get(choice, 0)
         self._offsets[choice] = offset + sum(len(token.token) for token in tokens)
         return _json(CompletionLogprobs.of(tokens, offset))

@@ -9,6 +9,7 @@ import signal
 import sys
 
 import uvloop
+from msgspec.structs import replace
 from prometheus_client import CollectorRegistry, start_http_server
 
 from inferflux.broker.credentials import ROLE_WORKER, Connection, resolve
@@ -19,8 +20,8 @@ from inferflux.config import logs
 from inferflux.config.lifeline import parent_gone, supervised_name
 from inferflux.config.load import load_for_process
 from inferflux.config.metrics import WorkerMetrics
-from inferflux.config.settings import Settings
-from inferflux.registry.models import load_models
+from inferflux.config.settings import RuntimeSettings, Settings
+from inferflux.registry.models import ModelEntry, load_models
 from inferflux.registry.tenants import Tenants
 
 from .backends.opening import open_backend
@@ -51,10 +52,7 @@ async def serve(settings: Settings) -> None:
     connection = resolve(settings.broker, ROLE_WORKER)
     tenants = Tenants.from_settings(settings)
     metrics = WorkerMetrics(registry := CollectorRegistry())
-    hosts = [
-        ModelHost(entry.id, open_backend(entry.backend, entry.path, settings.runtime), settings.runtime, metrics)
-        for entry in load_models(settings)
-    ]
+    hosts = [_host(entry, settings.runtime, metrics) for entry in load_models(settings)]
     _serve_metrics(settings, registry)
     broker = await JetStreamBroker.connect(settings, ROLE_WORKER, "worker", connection=connection)
     try:
@@ -79,6 +77,14 @@ async def _run(worker: Worker, heartbeat: Heartbeat) -> None:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+
+
+def _host(entry: ModelEntry, runtime: RuntimeSettings, metrics: WorkerMetrics) -> ModelHost:
+    if entry.context_length is not None:
+        llamacpp = replace(runtime.llamacpp, context_length=entry.context_length)
+        runtime = replace(runtime, llamacpp=llamacpp)
+    backend = open_backend(entry.backend, str(entry.path) if entry.path else None, runtime)
+    return ModelHost(entry.id, backend, runtime, metrics)
 
 
 def _reader(connection: Connection, tenants: Tenants) -> PromptReader:
