@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from inferflux.broker.errors import HTTP_ERRORS, Code
 from inferflux.config.knobs import KNOBS
-from inferflux.config.metrics import ApiMetrics, WorkerMetrics
+from inferflux.config.metrics import ApiMetrics, FleetMetrics, WorkerMetrics
 
 DOCUMENTS = ["README.md", "CHANGELOG.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 
@@ -57,10 +57,10 @@ def test_every_error_code_is_explained_with_its_status() -> None:
 
 
 def test_every_metric_is_explained() -> None:
-    registry = CollectorRegistry()
-    ApiMetrics(registry)
-    WorkerMetrics(registry)
-    names = {f"{metric.name}_total" if metric.type == "counter" else metric.name for metric in registry.collect()}
+    names = set()
+    for kind in (ApiMetrics, FleetMetrics, WorkerMetrics):
+        kind(registry := CollectorRegistry())
+        names |= {f"{each.name}_total" if each.type == "counter" else each.name for each in registry.collect()}
     assert names == {name for name in rows("docs/AdminGuide.md") if name.startswith("inferflux_")}
 
 
