@@ -24,6 +24,7 @@ from .store import Store
 
 HOST = "127.0.0.1"
 CONFIG_FILE = "nats-server.conf"
+ERROR_FILE = "nats-server.err"
 READY_S = 20.0
 STOP_S = 10.0
 MAX_BACKOFF_S = 5.0
@@ -114,18 +115,21 @@ class EmbeddedServer:
         return wanted
 
     async def _spawn(self, binary: Path, config: Path) -> None:
-        self._process = await asyncio.create_subprocess_exec(
-            str(binary),
-            "-c",
-            str(config),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-            pass_fds=(self._store.lock,),
-            # Ctrl-C reaches the whole foreground group; the broker must outlive those who drain through it.
-            start_new_session=True,
-            preexec_fn=die_with_parent(),
-        )
+        # Its log goes to a file of its own; here come a configuration it cannot read, and crashes.
+        errors = self._store.write(ERROR_FILE, b"")
+        with errors.open("wb") as stderr:
+            self._process = await asyncio.create_subprocess_exec(
+                str(binary),
+                "-c",
+                str(config),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=stderr,
+                pass_fds=(self._store.lock,),
+                # Ctrl-C reaches the whole foreground group; the broker must outlive those who drain through it.
+                start_new_session=True,
+                preexec_fn=die_with_parent(),
+            )
         self._store.record(self._process.pid)
 
     async def _until_ready(self) -> None:
@@ -180,12 +184,16 @@ class EmbeddedServer:
                 log.error("nats-server does not come back", reason=str(error))
 
     def _last_words(self) -> str:
-        try:
-            lines = (self._store.path / server_config.LOG_FILE).read_text("utf-8", "replace").splitlines()
-        except OSError:
-            return "it wrote no log"
-        bad = [line for line in lines[-50:] if "[FTL]" in line or "[ERR]" in line]
-        return (bad or lines or ["it wrote no log"])[-1]
+        for name in (ERROR_FILE, server_config.LOG_FILE):
+            try:
+                text = (self._store.path / name).read_text("utf-8", "replace")
+            except OSError:
+                continue
+            lines = [line for line in text.splitlines() if line.strip()]
+            fatal = [line for line in lines[-50:] if "[FTL]" in line]
+            if lines:
+                return (fatal or lines)[-1]
+        return "it said nothing"
 
 
 def find_binary() -> Path:

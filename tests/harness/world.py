@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import Callable
 from typing import TypeVar
 
-import msgspec
-
 from inferflux.broker.broker import Broker, Delivery, LaneLimits
 from inferflux.broker.memory import MemoryBroker, MemoryHub
 from inferflux.broker.subjects import Lane
@@ -81,7 +79,3 @@ class Inbox:
     @property
     def empty(self) -> bool:
         return self._queue.empty()
-
-
-def with_queue(settings: Settings, **changes: object) -> Settings:
-    return msgspec.structs.replace(settings, queue=msgspec.structs.replace(settings.queue, **changes))

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-import msgspec
-import pytest
-from harness.world import LIMITS, Inbox, World, with_queue
+from harness.world import LIMITS, Inbox, World
 
 from inferflux.broker.broker import Bell, LaneLimits
-from inferflux.broker.errors import QueueFull, TooManyLanes
 from inferflux.broker.subjects import Lane, ServiceClass
 
 
@@ -54,24 +51,6 @@ async def test_a_finished_prompt_is_still_a_duplicate(world: World, lane: Lane) 
     await (await world.pull(worker, lane)).ack()
     assert (await api.publish_prompt(lane, b"a", msg_id=lane.model)).duplicate
     await world.until_empty(api, lane.model)
-
-
-async def test_full_lane_refuses_until_one_is_done(world: World, lane: Lane) -> None:
-    if world.servers is not None:
-        pytest.skip("the bound belongs to the stream: see test_topology")
-    settings = with_queue(world.settings, max_msgs_per_subject=2)
-    broker = await world.broker("api", settings)
-    other = msgspec.structs.replace(lane, tenant="b")
-    for number in range(2):
-        await broker.publish_prompt(lane, b"", msg_id=str(number))
-    with pytest.raises(QueueFull):
-        await broker.publish_prompt(lane, b"", msg_id="2")
-    await broker.publish_prompt(other, b"", msg_id="3")
-    held = await world.pull(broker, lane)
-    with pytest.raises(QueueFull):
-        await broker.publish_prompt(lane, b"", msg_id="4")
-    await held.ack()
-    await broker.publish_prompt(lane, b"", msg_id="4")
 
 
 async def test_lease_that_runs_out_redelivers(world: World, lane: Lane) -> None:
@@ -159,16 +138,6 @@ async def test_idle_consumer_goes_away_and_comes_back(world: World, lane: Lane) 
     await world.elapse(1.0)
     await api.publish_prompt(lane, b"x", msg_id=lane.model)
     assert (await world.pull(worker, lane, limits)).body == b"x"
-
-
-async def test_over_the_cap_a_new_lane_is_refused(world: World, lane: Lane) -> None:
-    if world.servers is not None:
-        pytest.skip("the cap counts all lanes of a server: see test_topology")
-    broker = await world.broker("worker", with_queue(world.settings, max_lanes=1))
-    await broker.pull(lane, LIMITS)
-    await broker.pull(lane, LIMITS)
-    with pytest.raises(TooManyLanes):
-        await broker.pull(msgspec.structs.replace(lane, tenant="b"), LIMITS)
 
 
 async def test_dropped_prompt_is_gone_held_or_not(world: World, lane: Lane) -> None:
