@@ -8,6 +8,7 @@ from inferflux.broker.errors import ConfigError
 from inferflux.config.settings import RuntimeSettings
 
 from .backend import Backend
+from .openmp import wait_passively
 
 BackendKind = Literal["auto", "llamacpp", "torch", "stub"]
 
@@ -29,6 +30,7 @@ def open_backend(kind: BackendKind, path: str | None, settings: RuntimeSettings)
         )
     if path is None:
         raise ConfigError("backend: llamacpp needs a model file; set model.path or INFERFLUX_MODEL_PATH to a GGUF file")
+    wait_passively()
     try:
         from .llamacpp import LlamaCppBackend
     except ImportError as error:
