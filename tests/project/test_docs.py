@@ -10,6 +10,7 @@ import pytest
 from harness.checkout import ROOT, pyproject, text
 from prometheus_client import CollectorRegistry
 
+from inferflux.broker import wire
 from inferflux.broker.errors import HTTP_ERRORS, Code
 from inferflux.config.knobs import KNOBS
 from inferflux.config.metrics import ApiMetrics, FleetMetrics, WorkerMetrics
@@ -54,6 +55,14 @@ def test_every_error_code_is_explained_with_its_status() -> None:
     table = rows("docs/protocol.md")
     documented = {code: table[code][0] for code in Code if code in table and all(table[code])}
     assert documented == {code: str(HTTP_ERRORS[code].status) for code in Code}
+
+
+def test_every_field_of_the_wire_is_explained() -> None:
+    spans = set(re.findall(r"`([a-z_]+)`", text("docs/protocol.md")))
+    spans |= set(re.findall(r'"([a-z_]+)"', text("docs/protocol.md")))
+    for message in (wire.ChatPrompt, wire.CompletionPrompt, wire.EmbeddingPrompt, wire.Frame, wire.Claim):
+        missing = set(message.__struct_fields__) - spans
+        assert not missing, message.__name__
 
 
 def test_every_metric_is_explained() -> None:
