@@ -1,0 +1,120 @@
+"""Wire messages survive the trip, and newer ones do not break older readers."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inferflux.broker import wire
+from inferflux.broker.errors import HTTP_ERRORS, Code
+from inferflux.broker.wire import ChatPrompt, Claim, CompletionPrompt, EmbeddingPrompt, Frame, Message, TokenLogprob
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+FLOATS = st.floats(-100, 100, allow_nan=False)
+TOKENS = st.lists(st.integers(0, 10**6), max_size=5).map(tuple)
+IDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
+GENERATION: dict[str, st.SearchStrategy[Any]] = {
+    "id": IDS,
+    "created": FLOATS,
+    "deadline": st.none() | FLOATS,
+    "max_tokens": st.none() | st.integers(1, 10**6),
+    "temperature": st.floats(0, 2),
+    "stop": st.lists(IDS, max_size=3).map(tuple),
+    "seed": st.none() | st.integers(-(2**63), 2**63 - 1),
+    "n": st.integers(1, 8),
+    "logit_bias": st.dictionaries(st.integers(0, 9999).map(str), FLOATS, max_size=3),
+    "logprobs": st.none() | st.integers(0, 20),
+}
+PROMPTS = st.one_of(
+    st.builds(
+        CompletionPrompt,
+        prompt=TEXT | st.lists(TEXT, max_size=3).map(tuple) | TOKENS | st.lists(TOKENS, max_size=2).map(tuple),
+        echo=st.booleans(),
+        **GENERATION,
+    ),
+    st.builds(
+        ChatPrompt,
+        messages=st.lists(st.builds(Message, role=TEXT, content=TEXT, name=st.none() | TEXT), max_size=3).map(tuple),
+        **GENERATION,
+    ),
+    st.builds(EmbeddingPrompt, id=IDS, input=TEXT | TOKENS),
+)
+LOGPROBS = st.builds(TokenLogprob, token=TEXT, logprob=FLOATS, bytes=st.binary(max_size=4).map(tuple))
+FRAMES = st.builds(
+    Frame,
+    id=TEXT,
+    attempt=st.integers(0, 2**53),
+    choice=st.integers(0, 100),
+    index=st.integers(0, 10**6),
+    num_tokens=st.integers(0, 100),
+    text=TEXT,
+    finish_reason=st.none() | st.sampled_from(["stop", "length", "content_filter"]),
+    logprobs=st.none() | st.lists(LOGPROBS, max_size=3).map(tuple),
+    embedding=st.none() | st.lists(FLOATS, max_size=4).map(tuple),
+    usage=st.none() | st.builds(wire.Usage, prompt_tokens=st.integers(0, 999)),
+    error=st.none() | st.builds(wire.Failure, code=TEXT, message=TEXT, retry_after_s=st.none() | FLOATS),
+)
+
+
+@given(PROMPTS)
+def test_prompt_comes_back(prompt: wire.AnyPrompt) -> None:
+    assert wire.decode_prompt(wire.encode(prompt)) == prompt
+
+
+@given(FRAMES)
+def test_frame_comes_back(frame: Frame) -> None:
+    assert wire.decode_frame(wire.encode(frame)) == frame
+    assert frame.terminal == (frame.usage is not None or frame.error is not None)
+
+
+@given(PROMPTS)
+def test_unknown_fields_are_ignored(prompt: wire.AnyPrompt) -> None:
+    newer = json.loads(wire.encode(prompt)) | {"of_a_later_version": [1, {"x": None}]}
+    assert wire.decode_prompt(json.dumps(newer).encode()) == prompt
+
+
+@pytest.mark.parametrize(
+    ("body", "names"),
+    [
+        (b'{"type": "completion", "id": "r"}', "prompt"),
+        (b'{"type": "completion", "prompt": "x"}', "id"),
+        (b'{"type": "completion", "id": "r", "prompt": "x", "max_tokens": "7"}', "max_tokens"),
+        (b'{"type": "chat", "id": "r", "messages": [{"content": "x"}]}', r"messages\[0\]"),
+        (b'{"type": "song", "id": "r"}', "song"),
+        (b"[]", "object"),
+    ],
+)
+def test_bad_prompt_names_the_field(body: bytes, names: str) -> None:
+    with pytest.raises(msgspec.ValidationError, match=names):
+        wire.decode_prompt(body)
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b'{"type": "completion", "id": "\xff"}', b"not json"])
+def test_what_is_no_json(body: bytes) -> None:
+    with pytest.raises((msgspec.DecodeError, UnicodeDecodeError)):
+        wire.decode_prompt(body)
+
+
+def test_defaults_are_not_sent() -> None:
+    assert wire.encode(CompletionPrompt(id="r", prompt="x")) == b'{"type":"completion","id":"r","prompt":"x"}'
+    assert wire.encode(Claim(worker="w")) == b'{"worker":"w"}'
+
+
+def test_not_a_number_does_not_leave() -> None:
+    assert wire.decode_claim(wire.encode(Claim(worker="w", at=0.1 + 0.2))).at == 0.1 + 0.2
+    with pytest.raises(msgspec.ValidationError):
+        wire.decode_claim(wire.encode(Claim(worker="w", at=math.nan)))
+
+
+def test_every_code_has_an_http_error() -> None:
+    assert set(HTTP_ERRORS) == set(Code)
+
+
+def test_schema_names_every_message() -> None:
+    assert {"CompletionPrompt", "ChatPrompt", "EmbeddingPrompt", "Frame", "Claim"} <= set(wire.json_schema())
