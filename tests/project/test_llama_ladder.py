@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import importlib
 from types import ModuleType
 
 import pytest
 from harness.checkout import ROOT
 
 
-@pytest.fixture(scope="module")
-def llama_ladder() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("llama_ladder", ROOT / "scripts" / "llama_ladder.py")
-    assert spec
-    assert spec.loader
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def llama_ladder(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    return importlib.import_module("llama_ladder")
 
 
 SAPPHIRE_RAPIDS = frozenset(
