@@ -27,8 +27,10 @@ class Gate:
         """Raises RequestError: 401 without a valid key, 403 without the scope."""
         principal = self.authenticate(connection.headers.get("authorization"))
         scope: Scope | None = handler.opt.get("scope")
-        if scope is None or scope not in principal.scopes:
-            raise RequestError(Code.INSUFFICIENT_SCOPE, f"this key lacks the scope {scope or 'for this endpoint'!r}")
+        if scope not in principal.scopes:
+            raise RequestError(
+                Code.INSUFFICIENT_SCOPE, f"this key lacks the scope {scope!r}, which this endpoint needs"
+            )
         connection.scope["state"][_STATE] = principal
 
     def authenticate(self, header: str | None) -> Principal:

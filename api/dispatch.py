@@ -41,7 +41,7 @@ Build = Callable[[str, float, float], AnyPrompt]
 
 
 class Desk:
-    """What all requests of one replica share: who it is, what watches over waiting, and what is measured."""
+    """What all requests of one replica share: its identity, its stamp, its relay and its canceller."""
 
     def __init__(self, identity: Identity, stamper: Stamper, relay: Relay, canceller: Canceller) -> None:
         self.identity = identity

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 from litestar import Request, Response
@@ -93,13 +93,8 @@ def respond(failure: Failure, headers: dict[str, str] | None = None) -> Response
     return Response(body, status_code=status, headers=headers, media_type="application/json")
 
 
-def refuse(failure: Failure) -> NoReturn:
-    """Raise a failure from the wire as our own error."""
-    raise FailureError(failure)
-
-
 class FailureError(Exception):
-    """Carries a failure whose code may be unknown here."""
+    """A failure from the wire, whose code may be unknown here."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.message)
