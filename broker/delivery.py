@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import msgspec
 
 from .broker import Delivery
-from .errors import BrokerError, BrokerUnavailable
-from .jetstream_api import ERR_NO_MESSAGE, ApiError, JetStreamApi
-from .link import Link, Packet
+from .jetstream_api import ERR_NO_MESSAGE, ERR_NO_SEQUENCE, ApiError, JetStreamApi
+from .link import Link
+from .packet import Packet
 from .subjects import STREAM_PROMPTS, Lane
 
 NANOS = 1_000_000_000
@@ -95,9 +95,7 @@ async def delete_prompt(js: JetStreamApi, seq: int) -> bool:
     try:
         answer = await js.call("STREAM", "MSG", "DELETE", STREAM_PROMPTS, body={"seq": seq, "no_erase": True})
     except ApiError as error:
-        if error.err_code == ERR_NO_MESSAGE or "not found" in error.description or "no message" in error.description:
+        if error.err_code in (ERR_NO_MESSAGE, ERR_NO_SEQUENCE):
             return False
-        if error.temporary:
-            raise BrokerUnavailable(str(error)) from error
-        raise BrokerError(f"cannot delete prompt {seq}: {error.description}") from error
+        raise
     return bool(answer.get("success"))

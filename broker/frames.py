@@ -6,7 +6,8 @@ import asyncio
 
 from . import subjects
 from .errors import BrokerError, BrokerUnavailable, TapeFull
-from .link import Link, Packet
+from .link import Link
+from .packet import Packet
 from .subjects import RequestKey
 
 

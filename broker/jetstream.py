@@ -17,7 +17,8 @@ from .errors import BrokerError, InferFluxError, QueueFull
 from .frames import FramePublisher
 from .jetstream_api import ERR_STREAM_STORE_FAILED, ApiError, JetStreamApi
 from .lanes import Lanes
-from .link import Link, Packet
+from .link import Link
+from .packet import Packet
 from .subjects import STREAM_PROMPTS, Lane, RequestKey
 from .tape import TapeStream
 from .wire import Claim

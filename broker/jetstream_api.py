@@ -14,13 +14,15 @@ import msgspec
 
 from . import subjects
 from .errors import BrokerError, BrokerUnavailable
-from .link import Link, Packet, encode_headers
+from .link import Link
+from .packet import Packet, encode_headers
 
 ERR_CONSUMER_NOT_FOUND = 10014
 ERR_MAX_CONSUMERS = 10026
 ERR_NO_MESSAGE = 10037
-ERR_STREAM_NOT_FOUND = 10059
+ERR_NO_SEQUENCE = 10043
 ERR_STREAM_EXISTS = 10058
+ERR_STREAM_NOT_FOUND = 10059
 ERR_STREAM_STORE_FAILED = 10077
 ERR_WRONG_LAST_SEQ = frozenset({10071, 10164})
 ERR_INSUFFICIENT_RESOURCES = frozenset({10023, 10047})
@@ -43,10 +45,11 @@ class ApiError(BrokerError):
 
     @property
     def temporary(self) -> bool:
-        """Whether trying the same again soon can help: a leader is being elected, a duplicate is on its way."""
-        return self.err_code == ERR_DUPLICATE_IN_PROCESS or (
-            self.code == 503 and self.err_code not in ERR_INSUFFICIENT_RESOURCES | {ERR_STREAM_STORE_FAILED}
-        )
+        """Whether trying the same again soon can help: a leader is being elected, a duplicate is on its way, or
+        the stream of a server that restarted is about to be made anew."""
+        if self.err_code in (ERR_DUPLICATE_IN_PROCESS, ERR_STREAM_NOT_FOUND):
+            return True
+        return self.code == 503 and self.err_code not in ERR_INSUFFICIENT_RESOURCES | {ERR_STREAM_STORE_FAILED}
 
 
 class WrongSequence(ApiError):
@@ -75,7 +78,7 @@ class StoredMessage(msgspec.Struct, frozen=True):
 
 
 class JetStreamApi:
-    """API calls over one link; errors become `ApiError`, silence becomes `BrokerUnavailable`."""
+    """API calls over one link. What may work soon is `BrokerUnavailable`, as is silence; the rest is `ApiError`."""
 
     def __init__(self, link: Link, *, timeout_s: float) -> None:
         self._link = link
@@ -83,11 +86,23 @@ class JetStreamApi:
 
     async def call(self, *tokens: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """One API call, such as `call("STREAM", "INFO", name)`, and its decoded answer."""
-        subject = subjects.js_api(*tokens)
-        packet = await self._link.request(subject, msgspec.json.encode(body) if body is not None else b"")
-        if packet.status is not None:
-            raise BrokerUnavailable(f"JetStream does not answer on {subject}: {packet.status} {packet.description}")
-        return _checked(packet.data)
+        try:
+            return await self._ask(subjects.js_api(*tokens), body)
+        except ApiError as error:
+            if error.temporary:
+                raise BrokerUnavailable(str(error)) from error
+            raise
+
+    async def stream_info(self, stream: str, **body: Any) -> dict[str, Any] | None:
+        """A stream's configuration and state, or None when there is no such stream."""
+        try:
+            return await self._ask(subjects.js_api("STREAM", "INFO", stream), body)
+        except ApiError as error:
+            if error.err_code == ERR_STREAM_NOT_FOUND:
+                return None
+            if error.temporary:
+                raise BrokerUnavailable(str(error)) from error
+            raise
 
     async def publish(self, subject: str, data: bytes, headers: Mapping[str, str]) -> Ack:
         """Publish until the stream has answered. The headers must hold a message id, so that a second try after a
@@ -137,7 +152,7 @@ class JetStreamApi:
         try:
             answer = await self.call("STREAM", "MSG", "GET", stream, body=which)
         except ApiError as error:
-            if error.err_code == ERR_NO_MESSAGE or error.code == 404:
+            if error.err_code == ERR_NO_MESSAGE:
                 return None
             raise
         message = answer["message"]
@@ -148,6 +163,12 @@ class JetStreamApi:
             base64.b64decode(message.get("data", "")),
             Packet("", "", b"", raw_headers).headers,
         )
+
+    async def _ask(self, subject: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+        packet = await self._link.request(subject, msgspec.json.encode(body) if body is not None else b"")
+        if packet.status is not None:
+            raise BrokerUnavailable(f"JetStream does not answer on {subject}: {packet.status} {packet.description}")
+        return _checked(packet.data)
 
 
 def _checked(data: bytes) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from .broker import LaneLimits
 from .delivery import NANOS, JetStreamDelivery, release
 from .errors import BrokerUnavailable, TooManyLanes
 from .jetstream_api import ERR_CONSUMER_NOT_FOUND, ERR_MAX_CONSUMERS, RETRY_PAUSE_S, ApiError, JetStreamApi
-from .link import Link, Packet
+from .link import Link
+from .packet import Packet
 from .subjects import STREAM_PROMPTS, Lane
 
 # A lane that runs as much as it may parks a pull that does not wait, unless the pull expires; and one that expires
@@ -129,8 +130,6 @@ class Lanes:
             except ApiError as error:
                 if error.err_code == ERR_MAX_CONSUMERS:
                     raise TooManyLanes(str(error)) from error
-                if error.temporary:
-                    raise BrokerUnavailable(str(error)) from error
                 raise
             state.limits = limits
 

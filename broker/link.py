@@ -1,9 +1,4 @@
-"""One connection to NATS: publish without awaiting, plain-function handlers, requests, and coming back when lost.
-
-nats-py's own subscriptions put a queue and a task behind every subject, drop what overflows, and share one inbox
-that loses messages delivered by a consumer. Here a handler runs in the read loop itself, so order is the server's,
-nothing is dropped, and a slow handler slows the socket.
-"""
+"""One connection to NATS, kept: requests, listeners, and coming back when it was lost or closed."""
 
 from __future__ import annotations
 
@@ -11,119 +6,25 @@ import asyncio
 import random
 import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-import msgspec
-from nats.aio.client import Client, Server
-from nats.protocol.command import hpub_cmd, pub_cmd, unsub_cmd
+from nats.protocol.command import hpub_cmd, pub_cmd
 
 from inferflux.config.logs import get_logger
 
 from .credentials import Connection
 from .errors import BrokerError, BrokerUnavailable, ConfigError
+from .nats_client import Handler, NatsClient, next_server
+from .packet import Packet
 
 PING_INTERVAL_S = 5
-MAX_BACKOFF_S = 2.0
 MAX_BUFFERED = 64 * 1024 * 1024
 
 _AUTH = re.compile(r"authorization violation|authentication|user credentials|nkey|jwt", re.IGNORECASE)
 _VIOLATION = re.compile(r'permissions violation for (publish|subscription) to "([^"]+)"', re.IGNORECASE)
 
 log = get_logger("broker")
-
-
-class Packet(msgspec.Struct, gc=False):
-    """A message as it came: `raw_headers` are unparsed, empty when there are none."""
-
-    subject: str
-    reply: str
-    data: bytes
-    raw_headers: bytes
-
-    @property
-    def status(self) -> int | None:
-        """The status that the server put in place of a message, such as 404 or 503."""
-        line = self.raw_headers[8:12]
-        return int(line) if line[:1] == b" " and line[1:].isdigit() else None
-
-    @property
-    def headers(self) -> dict[str, str]:
-        headers: dict[str, str] = {}
-        for line in self.raw_headers.split(b"\r\n")[1:]:
-            name, colon, value = line.decode("utf-8", "replace").partition(":")
-            if colon:
-                headers[name] = value.strip()
-        return headers
-
-    @property
-    def description(self) -> str:
-        """The words that follow a status."""
-        return self.raw_headers.split(b"\r\n", 1)[0][13:].decode("utf-8", "replace")
-
-
-Handler = Callable[[Packet], None]
-
-
-def encode_headers(headers: Mapping[str, str]) -> bytes:
-    """Raises ValueError for a name or value that would break the protocol."""
-    lines = ["NATS/1.0"]
-    for name, value in headers.items():
-        if not name or any(char in name for char in ":\r\n ") or "\r" in value or "\n" in value:
-            raise ValueError(f"{name!r} is no valid NATS header")
-        lines.append(f"{name}: {value}")
-    return "\r\n".join((*lines, "", "")).encode()
-
-
-class _Client(Client):
-    """nats-py's client with messages handed to plain functions and a loss that is noticed at once."""
-
-    def __init__(self, on_lost: Callable[[], None]) -> None:
-        super().__init__()
-        self.handlers: dict[int, Handler] = {}
-        self._on_lost = on_lost
-        self._kick: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._kick.set_result(None)
-
-    def send(self, command: bytes) -> None:
-        self._pending.append(command)
-        self._pending_data_size += len(command)
-        assert self._flush_queue is not None
-        if self._flush_queue.empty():
-            self._flush_queue.put_nowait(self._kick)
-
-    async def listen(self, subject: str, handler: Handler) -> int:
-        # subscribe() takes the next id before it first awaits, so no message can come ahead of the handler.
-        sid = self._sid + 1
-        self.handlers[sid] = handler
-        await self.subscribe(subject)
-        return sid
-
-    def forget(self, sid: int) -> None:
-        if self.handlers.pop(sid, None) is not None:
-            self._remove_sub(sid)
-            if self.is_connected:
-                self.send(unsub_cmd(sid, 0))
-
-    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
-        handler = self.handlers.get(sid)
-        if handler is None:
-            return
-        try:
-            handler(Packet(subject.decode(), reply.decode(), data, headers or b""))
-        except Exception as error:
-            log.error("handler failed", error=error, subject=subject.decode(errors="replace"))
-
-    async def _process_op_err(self, e: Exception) -> None:
-        if self.is_connected:
-            # What was not written yet must not be sent after a reconnect: its sender was told that it failed.
-            self._pending.clear()
-            self._pending_data_size = 0
-            self._on_lost()
-            writer = getattr(self._transport, "_io_writer", None)
-            if writer is not None:
-                writer.transport.abort()
-        await super()._process_op_err(e)
 
 
 class LinkSubscription:
@@ -146,7 +47,7 @@ class Link:
         self._connection = connection
         self._name = name
         self._timeout_s = timeout_s
-        self._client: _Client | None = None
+        self._client: NatsClient | None = None
         self._subscriptions: set[LinkSubscription] = set()
         self._waiting: dict[str, tuple[asyncio.Future[Packet], str]] = {}
         self._num_requests = 0
@@ -254,7 +155,7 @@ class Link:
         self._lost()
 
     async def _connect(self) -> None:
-        client = _Client(self._lost)
+        client = NatsClient(self._lost)
         options: dict[str, Any] = self._connection.options()
         try:
             await client.connect(
@@ -264,7 +165,7 @@ class Link:
                 max_reconnect_attempts=-1,
                 ping_interval=PING_INTERVAL_S,
                 reconnect_time_wait=0.2,  # type: ignore[arg-type]
-                reconnect_to_server_handler=_next_server,
+                reconnect_to_server_handler=next_server,
                 error_cb=self._on_error,
                 reconnected_cb=self._on_reconnected,
                 closed_cb=self._on_closed,
@@ -335,10 +236,3 @@ class Link:
 
     def _reason(self) -> str:
         return str(self._last_error) or type(self._last_error).__name__ if self._last_error else "no answer"
-
-
-def _next_server(servers: list[Server], info: dict[str, Any]) -> tuple[Server, float]:
-    """The server that failed least, after a pause that grows with its failures and differs between clients."""
-    server = min(servers, key=lambda each: (each.reconnects, random.random()))  # noqa: S311
-    pause_s = min(0.05 * 2 ** min(server.reconnects, 8), MAX_BACKOFF_S)
-    return server, pause_s * random.uniform(0.5, 1.5)  # noqa: S311

@@ -17,7 +17,8 @@ from .jetstream_api import (
     JetStreamApi,
     WrongSequence,
 )
-from .link import Link, Packet
+from .link import Link
+from .packet import Packet
 from .subjects import STREAM_TAPE, RequestKey
 from .wire import Claim
 

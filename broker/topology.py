@@ -12,8 +12,8 @@ from inferflux.config.logs import get_logger
 from inferflux.config.settings import Settings
 
 from . import subjects
-from .errors import BrokerError, BrokerUnavailable, ConfigError
-from .jetstream_api import ERR_STREAM_EXISTS, ERR_STREAM_NOT_FOUND, ApiError, JetStreamApi
+from .errors import BrokerUnavailable, ConfigError
+from .jetstream_api import ERR_STREAM_EXISTS, ApiError, JetStreamApi
 
 NANOS = 1_000_000_000
 DUPLICATE_WINDOW_S = 120
@@ -127,13 +127,10 @@ async def ensure(js: JetStreamApi, settings: Settings, deadline_s: float) -> Non
                 await _ensure_stream(js, wanted)
                 break
             except ApiError as error:
-                if not error.temporary:
-                    raise ConfigError(_explain(wanted, error)) from error
-                reason: BrokerError = error
+                raise ConfigError(_explain(wanted, error)) from error
             except BrokerUnavailable as error:
-                reason = error
-            if time.monotonic() > end:
-                raise BrokerUnavailable(f"cannot set up stream {wanted.name}: {reason}") from reason
+                if time.monotonic() > end:
+                    raise BrokerUnavailable(f"cannot set up stream {wanted.name}: {error}") from error
             await asyncio.sleep(POLL_S)
 
 
@@ -143,29 +140,25 @@ async def wait(js: JetStreamApi, settings: Settings, deadline_s: float) -> None:
     for wanted in streams(settings):
         while True:
             try:
-                await js.call("STREAM", "INFO", wanted.name)
-                break
-            except (ApiError, BrokerUnavailable) as error:
-                if time.monotonic() > end:
-                    raise BrokerUnavailable(
-                        f"stream {wanted.name} is missing ({error}): start `inferctl serve` or `inferctl api`, "
-                        "which create it"
-                    ) from error
+                if await js.stream_info(wanted.name) is not None:
+                    break
+                reason = "start `inferctl serve` or `inferctl api`, which create it"
+            except BrokerUnavailable as error:
+                reason = str(error)
+            if time.monotonic() > end:
+                raise BrokerUnavailable(f"stream {wanted.name} is missing: {reason}")
             await asyncio.sleep(POLL_S)
 
 
 async def _ensure_stream(js: JetStreamApi, wanted: StreamConfig) -> None:
     body: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(wanted))
-    try:
-        info = await js.call("STREAM", "INFO", wanted.name)
-    except ApiError as error:
-        if error.err_code != ERR_STREAM_NOT_FOUND:
-            raise
+    info = await js.stream_info(wanted.name)
+    if info is None:
         try:
             await js.call("STREAM", "CREATE", wanted.name, body=body | _first_seq(wanted))
             return
-        except ApiError as created:
-            if created.err_code != ERR_STREAM_EXISTS:
+        except ApiError as error:
+            if error.err_code != ERR_STREAM_EXISTS:
                 raise
         info = await js.call("STREAM", "INFO", wanted.name)
     current = info["config"]

@@ -14,7 +14,8 @@ from .broker import Entry
 from .delivery import NANOS, AckSubject
 from .errors import BrokerError
 from .jetstream_api import JetStreamApi
-from .link import Link, LinkSubscription, Packet
+from .link import Link, LinkSubscription
+from .packet import Packet
 
 HEARTBEAT_S = 2.0
 IDLE_S = 60.0
