@@ -52,7 +52,9 @@ def percentile(values: Sequence[float], quantile: float) -> float:
     return ordered[min(len(ordered) - 1, int(quantile * len(ordered)))]
 
 
-async def closed_loop(target: Target, bodies: Sequence[bytes], *, num_clients: int, num_extra_events: int) -> LoadResult:
+async def closed_loop(
+    target: Target, bodies: Sequence[bytes], *, num_clients: int, num_extra_events: int
+) -> LoadResult:
     """Send every body once, from clients that each wait for an answer before they ask again.
 
     `num_extra_events` is how many events of an answer carry no token (role, usage, end).

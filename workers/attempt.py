@@ -68,8 +68,10 @@ class Attempt:
 
     @property
     def num_slots(self) -> int:
-        """Sequences that this request occupies, or may come to occupy."""
-        return max(1, self.answer.num_open) if self.answer is not None else 1
+        """Sequences that this request occupies, or may come to occupy; none once its answer has ended."""
+        if self.answer is None:
+            return 1
+        return 0 if self.answer.ended.done() else self.answer.num_open
 
     def take_charges(self) -> tuple[int, int]:
         """Uncached input and output tokens since the last call. Only a first attempt's input is charged."""

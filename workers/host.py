@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from inferflux.broker.wire import ModelBeat
@@ -21,14 +21,22 @@ from .render import Renderer
 log = get_logger("worker.host")
 
 
+def _nobody() -> None:
+    """Waits for a free slot when nobody else does."""
+
+
 class ModelHost:
-    """Lives on the event loop; the engine steps on its own thread. One slot is one sequence that may run."""
+    """Lives on the event loop; the engine steps on its own thread. One slot is one sequence that may run.
+
+    `on_free` is called when an answer has ended and its slots are free again.
+    """
 
     def __init__(self, model: str, backend: Backend, settings: RuntimeSettings, metrics: WorkerMetrics) -> None:
         self.model = model
         self.backend = backend.name
         self.state: Literal["loading", "ready", "failed"] = "loading"
         self.reason: str | None = None
+        self.on_free: Callable[[], None] = _nobody
         self._backend = backend
         self._engine = Engine(backend, settings.scheduler, settings.paged_kv, self._from_engine)
         self._answers: dict[str, Answer] = {}
@@ -149,6 +157,8 @@ class ModelHost:
         touched, self._touched = self._touched, {}
         for answer in touched.values():
             answer.flush()
+        if any(answer.ended.done() for answer in touched.values()):
+            self.on_free()
 
     def _tokens_per_s(self, stats: EngineStats) -> float:
         since_s, num_before, rate = self._rate

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from inferflux.broker.broker import Bell, Broker, Delivery, Subscription
 from inferflux.broker.errors import BrokerError
@@ -17,6 +17,7 @@ from inferflux.config.logs import get_logger
 from inferflux.config.settings import Settings
 from inferflux.registry.tenants import Tenants
 
+from .attempt import Attempt
 from .host import ModelHost
 
 log = get_logger("worker.intake")
@@ -27,7 +28,7 @@ RETRY_S = 0.5
 class Intake:
     """Hears every bell of one model, always, and pulls while the engine has room.
 
-    `held` gives the lanes of what this worker holds, once for each sequence; `accept` takes a pulled prompt.
+    `attempts` are this worker's, of every model; `accept` takes a pulled prompt.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class Intake:
         tenants: Tenants,
         settings: Settings,
         *,
-        held: Callable[[], Iterable[Lane]],
+        attempts: Callable[[], Iterable[Attempt]],
         accept: Callable[[Delivery], None],
     ) -> None:
         self.fair = fair
@@ -46,18 +47,27 @@ class Intake:
         self._broker = broker
         self._tenants = tenants
         self._settings = settings
-        self._held = held
+        self._attempts = attempts
         self._accept = accept
         self._wake = asyncio.Event()
         self._subscriptions: list[Subscription] = []
         self._pulling = True
         self._pulls: dict[asyncio.Task[None], Lane] = {}
         self._num_bells: Counter[Lane] = Counter()
+        self._num_stored: Counter[Lane] = Counter()
+        self._background: list[asyncio.Task[None]] = []
 
     @property
     def num_free_slots(self) -> int:
-        """Sequences that could start now."""
-        return max(0, self._host.capacity.max_sequences - sum(1 for _ in self._held()))
+        """Sequences that could start now; none while the model is loading or when it failed."""
+        if self._host.state != "ready":
+            return 0
+        return max(0, self._host.capacity.max_sequences - sum(attempt.num_slots for attempt in self._mine()))
+
+    @property
+    def running(self) -> Counter[Lane]:
+        """How many prompts of each lane this worker holds."""
+        return Counter(attempt.delivery.lane for attempt in self._mine())
 
     def wake(self) -> None:
         """Something changed: a slot came free, or a prompt came in."""
@@ -68,29 +78,45 @@ class Intake:
         self._pulling = False
         self._wake.set()
 
-    async def run(self) -> None:
-        """Pull until stopped."""
+    def ended(self, lane: Lane) -> None:
+        """A prompt of this lane is off our hands: a lane that ran as much as it may can go on."""
+        if self.fair.num_waiting(lane) == 0 and self._num_stored[lane] > 1:
+            self._mark(lane, 1)
+        self._wake.set()
+
+    async def join(self) -> None:
+        """Begin to listen and to gossip; a newcomer must know what was served before it may choose."""
         self._subscriptions = [
             await self._broker.listen_bells(self._host.model, self._on_bell),
             await self._broker.listen_gossip(self._host.model, self._on_gossip),
         ]
-        background = [asyncio.create_task(self._resync_forever()), asyncio.create_task(self._gossip_forever())]
-        try:
-            while self._pulling:
-                self._wake.clear()
-                self._start_pulls()
-                await self._wake.wait()
-        finally:
-            for task in background:
-                task.cancel()
-            await asyncio.gather(*background, *self._pulls, return_exceptions=True)
-            for subscription in self._subscriptions:
-                with contextlib.suppress(BrokerError):
-                    await subscription.close()
+        self._background = [
+            asyncio.create_task(self._resync_forever()),
+            asyncio.create_task(self._gossip_forever()),
+        ]
+
+    async def run(self) -> None:
+        """Pull until stopped."""
+        while self._pulling:
+            self._wake.clear()
+            self._start_pulls()
+            await self._wake.wait()
+        await asyncio.gather(*self._pulls, return_exceptions=True)
+
+    async def leave(self) -> None:
+        """Listen and gossip no more."""
+        for task in self._background:
+            task.cancel()
+        await asyncio.gather(*self._background, return_exceptions=True)
+        for subscription in self._subscriptions:
+            with contextlib.suppress(BrokerError):
+                await subscription.close()
 
     def _start_pulls(self) -> None:
         """One pull for each free slot, as long as fairness names a lane that is not being emptied already."""
-        while self._pulling and self.num_free_slots > len(self._pulls) and not self._leaves_to_gpu():
+        if not self.fair.ready(time.monotonic()) or self._leaves_to_gpu():
+            return
+        while self._pulling and self.num_free_slots > len(self._pulls):
             under_way = Counter(self._pulls.values())
             emptied = {lane for lane, number in under_way.items() if number >= self.fair.num_waiting(lane)}
             lane = self.fair.choose(time.monotonic(), exclude=emptied)
@@ -108,11 +134,11 @@ class Intake:
             log.warning("pull failed", model=lane.model, tenant=lane.tenant, reason=str(error))
             await asyncio.sleep(RETRY_S)
         else:
+            # A bell that rang meanwhile may be for a prompt that this answer does not know of.
+            num_rung = self._num_bells[lane] - bells
+            self.fair.set_backlog(lane, max(num_rung, delivery.num_pending if delivery else 0), time.monotonic())
             if delivery is not None:
-                self.fair.set_backlog(lane, delivery.num_pending, time.monotonic())
                 self._accept(delivery)
-            elif self._num_bells[lane] == bells:
-                self.fair.set_backlog(lane, 0, time.monotonic())
         finally:
             task = asyncio.current_task()
             assert task is not None
@@ -141,25 +167,35 @@ class Intake:
 
     async def _resync_forever(self) -> None:
         """Bells are not rung for redeliveries, and may be missed: ask the stream what really waits."""
-        known: set[Lane] = set()
+        connected = True
         while True:
+            was_connected, connected = connected, self._broker.connected
+            if connected and not was_connected:
+                self.fair.rejoin(time.monotonic())
             try:
-                stored = await self._broker.backlog(self._host.model)
-                running = Counter(self._held())
-                for lane in known - stored.keys():
-                    self._mark(lane, 0)
-                    del self._num_bells[lane]
-                for lane, num_stored in stored.items():
-                    self._mark(lane, max(0, num_stored - running[lane]))
-                known = set(stored)
-                self._wake.set()
+                self._correct(await self._broker.backlog(self._host.model))
             except BrokerError as error:
                 log.warning("backlog unknown", model=self._host.model, reason=str(error))
             await asyncio.sleep(self._settings.queue.resync_interval_s)
 
+    def _correct(self, stored: Mapping[Lane, int]) -> None:
+        in_flight = self.running + self.fair.running_elsewhere(time.monotonic())
+        for lane in self._num_stored.keys() - stored.keys():
+            self._mark(lane, 0)
+            del self._num_bells[lane]
+        for lane, num_stored in stored.items():
+            self._mark(lane, max(0, num_stored - in_flight[lane]))
+        self._num_stored = Counter(stored)
+        self._wake.set()
+
     async def _gossip_forever(self) -> None:
         while True:
-            await asyncio.sleep(self._settings.fairness.gossip_interval_s)
-            gossip = self.fair.gossip(time.monotonic(), self.num_free_slots, self._host.capacity.hardware)
+            hardware = self._host.capacity.hardware if self._host.state == "ready" else "cpu"
+            gossip = self.fair.gossip(time.monotonic(), self.num_free_slots, hardware, self.running)
             with contextlib.suppress(BrokerError):
                 await self._broker.send_gossip(self._host.model, encode(gossip))
+            await asyncio.sleep(self._settings.fairness.gossip_interval_s)
+            self._wake.set()
+
+    def _mine(self) -> Iterator[Attempt]:
+        return (attempt for attempt in self._attempts() if attempt.delivery.lane.model == self._host.model)

@@ -8,13 +8,13 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from inferflux.broker.broker import Broker, Delivery
 from inferflux.broker.errors import BrokerError
 from inferflux.broker.fairshare import FairShare
-from inferflux.broker.subjects import OWNER_TENANT, Lane, RequestKey
+from inferflux.broker.subjects import OWNER_TENANT, RequestKey
 from inferflux.broker.wire import Claim
 from inferflux.config.logs import get_logger
 from inferflux.config.settings import Settings
@@ -89,26 +89,24 @@ class Worker:
             await asyncio.gather(*(host.close() for host in self.hosts))
 
     async def _serve(self, host: ModelHost) -> None:
-        await host.start()
-        if host.state != "ready" or self.draining:
-            return
         intake = Intake(
             host,
             self._broker,
             FairShare(host.model, self.id, self.epoch, self._settings.fairness),
             self._tenants,
             self._settings,
-            held=lambda: self._held(host),
+            attempts=self._attempts.values,
             accept=lambda delivery: self._accept(delivery, host),
         )
         self._intakes[host.model] = intake
-        await intake.run()
-
-    def _held(self, host: ModelHost) -> Iterator[Lane]:
-        """The lane of each sequence that this worker holds for a model."""
-        for attempt in self._attempts.values():
-            if attempt.delivery.lane.model == host.model:
-                yield from [attempt.delivery.lane] * attempt.num_slots
+        host.on_free = intake.wake
+        await intake.join()
+        try:
+            await host.start()
+            if host.state == "ready" and not self.draining:
+                await intake.run()
+        finally:
+            await intake.leave()
 
     def _accept(self, delivery: Delivery, host: ModelHost) -> None:
         task = self._reader.read(delivery)
@@ -140,7 +138,7 @@ class Worker:
             self._meter.attempt_ended(attempt)
             if self._attempts.get(attempt.key) is attempt:
                 del self._attempts[attempt.key]
-            self._intakes[attempt.delivery.lane.model].wake()
+            self._intakes[attempt.delivery.lane.model].ended(attempt.delivery.lane)
         if over:
             self._after(self._settings.tape.window_s, lambda: self._purge(attempt.key))
 

@@ -1,0 +1,197 @@
+"""The queue path against a bare Litestar stream: what durability, fairness and fences cost on the way of a token.
+
+    python benchmarks/relay.py [--pairs 9] [--tokens 64] [--json FILE]
+
+Ours is `inferctl serve` with the stub backend at zero seconds a step and everything on: authentication, stamp, queue
+with synchronous writes, claim, sealed frames, tape, fenced end. Theirs is benchmarks/bare.py: a generator behind a
+Litestar `Stream`. Both send one SSE event for each token. One pair is ours, then theirs, at one load.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+import uvloop
+import yaml
+from load import LoadResult, Target, closed_loop
+from ratios import Ratio, paired
+from rich.console import Console
+from rich.table import Table
+from stages import Stages, measure_stages
+
+KEY = "relay-benchmark"
+HERE = Path(__file__).parent
+PATH = "/v1/chat/completions"
+
+
+class Load(msgspec.Struct, frozen=True):
+    """How many clients, and how many requests they send in all."""
+
+    num_clients: int
+    num_requests: int
+
+
+class Comparison(msgspec.Struct, frozen=True):
+    """One load: tokens per second of both (medians), their ratio, and time to first token p50 in milliseconds."""
+
+    num_clients: int
+    ours_tokens_per_s: float
+    bare_tokens_per_s: float
+    ratio: Ratio
+    ours_first_ms: float
+    bare_first_ms: float
+
+
+LOADS = (Load(1, 40), Load(32, 640))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--pairs", type=int, default=9)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    console = Console()
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as running:
+        ours = running.enter_context(_serve(Path(folder)))
+        bare = running.enter_context(_bare(Path(folder)))
+        comparisons = [_compare(ours, bare, load, arguments.pairs, arguments.tokens, console) for load in LOADS]
+        stages = uvloop.run(measure_stages(Path(folder) / "nats"))
+    _print(console, comparisons, stages)
+    if arguments.json:
+        arguments.json.write_bytes(msgspec.json.format(msgspec.json.encode((comparisons, stages))))
+
+
+def _compare(ours: Target, bare: Target, load: Load, num_pairs: int, num_tokens: int, console: Console) -> Comparison:
+    body = msgspec.json.encode(
+        {
+            "model": "stub",
+            "messages": [{"role": "user", "content": "word " * 60}],
+            "max_tokens": num_tokens,
+            "stream": True,
+            "ignore_eos": True,
+        }
+    )
+    bodies = [body] * load.num_requests
+    mine: list[LoadResult] = []
+    theirs: list[LoadResult] = []
+    # Ours opens a stream with an event for the role; the bare server does not.
+    sides = ((ours, 1, mine), (bare, 0, theirs))
+    for number in range(num_pairs + 1):
+        for target, num_extra, results in sides:
+            result = uvloop.run(closed_loop(target, bodies, num_clients=load.num_clients, num_extra_events=num_extra))
+            expected = load.num_requests * num_tokens
+            counted = sum(timing.num_events for timing in result.timings)
+            if counted != expected:
+                raise RuntimeError(f"{target.port}: {counted} token events instead of {expected}")
+            if number:  # the first round warms up
+                results.append(result)
+        if number:
+            rates = f"{mine[-1].events_per_s:,.0f} / {theirs[-1].events_per_s:,.0f}"
+            console.print(f"{load.num_clients} clients, pair {number}: {rates} tokens/s")
+    return Comparison(
+        load.num_clients,
+        _median([each.events_per_s for each in mine]),
+        _median([each.events_per_s for each in theirs]),
+        paired([each.events_per_s for each in mine], [each.events_per_s for each in theirs]),
+        _median([each.first_s(0.5) for each in mine]) * 1000,
+        _median([each.first_s(0.5) for each in theirs]) * 1000,
+    )
+
+
+def _median(values: list[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+def _print(console: Console, comparisons: list[Comparison], stages: Stages) -> None:
+    table = Table("clients", "ours tokens/s", "bare tokens/s", "ratio [95 %]", "TTFT p50 ours", "bare", "more")
+    for each in comparisons:
+        table.add_row(
+            str(each.num_clients),
+            f"{each.ours_tokens_per_s:,.0f}",
+            f"{each.bare_tokens_per_s:,.0f}",
+            str(each.ratio),
+            f"{each.ours_first_ms:.2f} ms",
+            f"{each.bare_first_ms:.2f} ms",
+            f"{each.ours_first_ms - each.bare_first_ms:.2f} ms",
+        )
+    console.print(table)
+    table = Table("stage, one at a time", "p50", "p99")
+    for stage in stages.stages:
+        table.add_row(stage.name, f"{stage.p50_ms:.2f} ms", f"{stage.p99_ms:.2f} ms")
+    console.print(table)
+
+
+@contextmanager
+def _serve(folder: Path) -> Iterator[Target]:
+    port = _free_port()
+    settings: dict[str, Any] = {
+        "server": {"port": port},
+        "broker": {"port": _free_port(), "store_dir": str(folder / "nats")},
+        "auth": {"api_keys": [{"key": KEY, "tenant": "bench", "scopes": ["generate", "read", "admin"]}]},
+        "tenants": [{"id": "bench"}],
+        "registry": {"path": str(folder / "registry.yaml")},
+        "model": {"id": "stub", "backend": "stub"},
+        "logging": {"level": "warning"},
+        "runtime": {"scheduler": {"max_batch_size": 32}, "stub": {"step_s": 0.0}},
+    }
+    path = folder / "server.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    command = [sys.executable, "-m", "inferflux.cli.main", "serve", "--config", str(path)]
+    with _process(command, folder):
+        _wait_for(f"http://127.0.0.1:{port}/v1/admin/workers", lambda answer: '"ready"' in answer)
+        yield Target("127.0.0.1", port, PATH, KEY)
+
+
+@contextmanager
+def _bare(folder: Path) -> Iterator[Target]:
+    port = _free_port()
+    with _process([sys.executable, str(HERE / "bare.py"), str(port)], folder):
+        _wait_for(f"http://127.0.0.1:{port}/readyz", bool)
+        yield Target("127.0.0.1", port, PATH)
+
+
+@contextmanager
+def _process(command: list[str], folder: Path) -> Iterator[None]:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("INFERFLUX_")}
+    process = subprocess.Popen(command, cwd=folder, env=environ, stdout=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def _wait_for(url: str, good: Any) -> None:
+    deadline_s = time.monotonic() + 60
+    while time.monotonic() < deadline_s:
+        try:
+            response = httpx.get(url, headers={"authorization": f"Bearer {KEY}"})
+            if response.status_code == 200 and good(response.text):
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.1)
+    raise RuntimeError(f"{url} did not become ready")
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+if __name__ == "__main__":
+    main()
