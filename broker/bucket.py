@@ -95,4 +95,4 @@ class JetStreamBucket(Bucket):
 
 def is_marker(headers: Mapping[str, str]) -> bool:
     """Whether a message only says that its key was deleted or has expired."""
-    return subjects.HEADER_KV_OPERATION in headers or subjects.HEADER_MARKER_REASON in headers
+    return any(name in headers for name in subjects.MARKER_HEADERS)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import re
 
 from . import subjects
 from .errors import BrokerError, BrokerUnavailable, TapeFull
 from .link import Link
 from .packet import Packet
 from .subjects import RequestKey
+
+_SEQ = re.compile(rb'"seq": ?(\d+)')
 
 
 class FramePublisher:
@@ -50,15 +53,11 @@ class FramePublisher:
         waiting = self._waiting.pop(int(packet.subject.rpartition(".")[2]), None)
         if waiting is None or waiting[0].done():
             return
-        data = packet.data
-        if packet.raw_headers or b'"error"' in data:
+        seq = None if packet.raw_headers or b'"error"' in packet.data else _SEQ.search(packet.data)
+        if seq is None:
             _fail(waiting[0], _refusal(packet))
-            return
-        start = data.index(b'"seq":') + 6
-        end = start
-        while data[end : end + 1].isdigit() or data[end : end + 1] == b" ":
-            end += 1
-        waiting[0].set_result(int(data[start:end]))
+        else:
+            waiting[0].set_result(int(seq[1]))
 
     def _expire(self) -> None:
         loop = asyncio.get_running_loop()

@@ -144,15 +144,9 @@ class JetStreamBroker(Broker):
 
     async def listen_replies(self, owner: str, on_reply: Callable[[Reply], None]) -> Subscription:
         def on_packet(packet: Packet) -> None:
-            headers = packet.headers
-            on_reply(
-                Reply(
-                    subjects.parse_key(packet.subject),
-                    int(headers[subjects.HEADER_SEQUENCE]),
-                    int(headers.get(subjects.HEADER_LAST_SEQUENCE, "0")),
-                    packet.data,
-                )
-            )
+            seq = int(packet.header(subjects.HEADER_SEQUENCE) or 0)
+            last_seq = int(packet.header(subjects.HEADER_LAST_SEQUENCE) or 0)
+            on_reply(Reply(subjects.parse_key(packet.subject), seq, last_seq, packet.data))
 
         return await self._listen(subjects.reply_filter(owner), on_packet)
 

@@ -21,6 +21,14 @@ class Packet(msgspec.Struct, gc=False):
         line = self.raw_headers[8:12]
         return int(line) if line[:1] == b" " and line[1:].isdigit() else None
 
+    def header(self, name: str) -> str | None:
+        """One header, without parsing the others."""
+        start = self.raw_headers.find(f"\r\n{name}:".encode())
+        if start < 0:
+            return None
+        start += len(name) + 3
+        return self.raw_headers[start : self.raw_headers.index(b"\r\n", start)].decode("utf-8", "replace").strip()
+
     @property
     def headers(self) -> dict[str, str]:
         headers: dict[str, str] = {}

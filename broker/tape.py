@@ -112,7 +112,7 @@ class TapeStream:
             async with asyncio.timeout(timeout_s):
                 while (packet := await packets.get()) is not None:
                     if packet.status is None:
-                        frames.append(TapeEntry(int(packet.headers[subjects.HEADER_SEQUENCE]), packet.data))
+                        frames.append(TapeEntry(int(packet.header(subjects.HEADER_SEQUENCE) or 0), packet.data))
                     elif packet.status in (204, 404):
                         return frames
                     else:

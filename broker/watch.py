@@ -129,7 +129,7 @@ class BucketWatch(AsyncIterator[Entry | None]):
     def _on_packet(self, packet: Packet) -> None:
         self._heard = True
         if packet.status is not None:
-            last = packet.headers.get(subjects.HEADER_LAST_CONSUMER)
+            last = packet.header(subjects.HEADER_LAST_CONSUMER)
             if packet.status != 100 or (last is not None and int(last) != self._consumer_seq):
                 self._stale.set()
             return
@@ -146,8 +146,7 @@ class BucketWatch(AsyncIterator[Entry | None]):
 
     def _take(self, packet: Packet, revision: int) -> None:
         key = packet.subject.removeprefix(self._prefix)
-        headers = packet.headers if packet.raw_headers else {}
-        if subjects.HEADER_KV_OPERATION in headers or subjects.HEADER_MARKER_REASON in headers:
+        if any(packet.header(name) is not None for name in subjects.MARKER_HEADERS):
             if self._known.pop(key, None) is not None:
                 self._out.put_nowait(Entry(key, None, revision))
             return
