@@ -16,7 +16,8 @@ from inferflux.config.settings import PagedKVSettings, SchedulerSettings
 
 from ..backends.backend import Backend, Capacity
 from .job import EngineStats, Job, Update
-from .scheduler import Plan, Scheduler
+from .plan import Plan
+from .scheduler import Scheduler
 from .sequence import Sequence
 from .transcript import Transcript
 

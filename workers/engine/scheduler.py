@@ -4,37 +4,21 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Sequence as Items
+from heapq import merge
 from operator import attrgetter
 
-import msgspec
-
-from inferflux.broker.errors import Code
-from inferflux.broker.wire import Failure, failure
+from inferflux.broker.wire import Failure
 from inferflux.config.settings import SchedulerSettings
 
 from ..backends.backend import Capacity, Chunk, Sample
 from .job import Job
+from .limits import max_length, refusal
 from .pages import PagePool, root_hash
+from .plan import Placement, Plan
 from .sequence import Sequence
 from .slots import SlotTable
 
 _by_rank = attrgetter("rank")
-
-
-class Placement(msgspec.Struct, frozen=True):
-    """Before the batch runs, `slot` must hold `num_tokens` of a prefix: copied from `source`, or its own when None."""
-
-    slot: int
-    source: int | None
-    num_tokens: int
-
-
-class Plan(msgspec.Struct):
-    """One step: placements in this order, then the batch; `sequences[i]` owns `batch[i]`."""
-
-    placements: list[Placement]
-    sequences: list[Sequence]
-    batch: list[Chunk]
 
 
 class Scheduler:
@@ -50,7 +34,7 @@ class Scheduler:
         self.capacity = capacity
         self.slots = SlotTable(capacity.max_sequences)
         self.pool = PagePool(capacity.num_pages, capacity.page_size, on_evict=self.slots.forget)
-        self.max_length = min(capacity.context_length, capacity.num_pages * capacity.page_size)
+        self.max_length = max_length(capacity)
         self.running: list[Sequence] = []
         self.waiting: list[Sequence] = []
         self.num_preemptions = 0
@@ -65,21 +49,7 @@ class Scheduler:
 
     def refusal(self, job: Job) -> Failure | None:
         """Why this job could never run here, if so."""
-        num_tokens, vocab_size = len(job.prompt), self.capacity.vocab_size
-        if not num_tokens:
-            return failure(Code.INVALID_REQUEST, "the prompt has no tokens", param="prompt")
-        if min(job.prompt) < 0 or max(job.prompt) >= vocab_size:
-            return failure(Code.INVALID_REQUEST, f"token ids must be in 0..{vocab_size - 1}", param="prompt")
-        for token, _ in job.sampling.logit_bias:
-            if not 0 <= token < vocab_size:
-                return failure(Code.INVALID_REQUEST, f"there is no token {token}", param="logit_bias")
-        if num_tokens + (not job.embed) > self.capacity.context_length:
-            text = f"the prompt has {num_tokens} tokens and the context length is {self.capacity.context_length}"
-            return failure(Code.CONTEXT_LENGTH_EXCEEDED, text, param="prompt")
-        if num_tokens + (not job.embed) > self.max_length:
-            text = f"the prompt has {num_tokens} tokens and the KV cache holds {self.max_length}"
-            return failure(Code.OUT_OF_CAPACITY, text, param="prompt")
-        return None
+        return refusal(job, self.capacity)
 
     def add(self, job: Job) -> Sequence:
         """Queue a job that `refusal` had nothing against."""
@@ -113,11 +83,14 @@ class Scheduler:
     def schedule(self) -> Plan:
         """Choose the next step's batch. Empty only when there is no work."""
         chosen: dict[Sequence, int] = {}
-        num_preemptions = self.num_preemptions
-        budget = self._schedule_running(chosen)
         placements: list[Placement] = []
-        if num_preemptions == self.num_preemptions:
-            self._admit(chosen, placements, budget)
+        num_preemptions = self.num_preemptions
+        budget = min(self.settings.max_batch_tokens, self.capacity.max_batch_tokens)
+        budget -= self._schedule_decodes(chosen, budget)
+        if chosen:
+            budget = min(budget, self.settings.chunked_prefill_tokens)
+        # Pages that somebody has just given back are not for a newcomer.
+        self._schedule_prompts(chosen, placements, budget, may_admit=num_preemptions == self.num_preemptions)
         return Plan(placements, list(chosen), [self._chunk(sequence, count) for sequence, count in chosen.items()])
 
     def commit(self, plan: Plan, samples: Items[Sample]) -> list[tuple[Sequence, Sample]]:
@@ -152,33 +125,46 @@ class Scheduler:
                 held = self.slots.held(slot)
                 assert len(self.pool.match(held)) == len(held), "a slot holds a page that the pool does not know"
 
-    def _schedule_running(self, chosen: dict[Sequence, int]) -> int:
-        """Returns how many prompt tokens the step still has room for."""
-        budget = min(self.settings.max_batch_tokens, self.capacity.max_batch_tokens)
-        prefilling = []
+    def _schedule_decodes(self, chosen: dict[Sequence, int], budget: int) -> int:
+        """Give a token to each sequence that lacks one only; returns how many tokens that takes."""
         for sequence in tuple(self.running):
-            if sequence.num_remaining > 1:
-                prefilling.append(sequence)
-            elif sequence.slot is not None and budget and self._grow(sequence, chosen):
+            # Its slot is gone when it has just made room for one before it.
+            lacks_one = sequence.slot is not None and sequence.num_remaining == 1
+            if lacks_one and len(chosen) < budget and self._grow(sequence):
                 chosen[sequence] = 1
-                budget -= 1
-        if chosen:
-            budget = min(budget, self.settings.chunked_prefill_tokens)
-        for sequence in prefilling:
-            if sequence.slot is None or not budget:
-                continue
-            count = min(sequence.num_remaining, budget)
-            chosen[sequence] = count
-            budget -= count
-        return budget
+        return len(chosen)
 
-    def _grow(self, sequence: Sequence, chosen: dict[Sequence, int]) -> bool:
-        """Get the page for a sequence's next token, from the last in order if need be; False when that is itself."""
+    def _schedule_prompts(
+        self, chosen: dict[Sequence, int], placements: list[Placement], budget: int, *, may_admit: bool
+    ) -> None:
+        """Spend the budget on the others in order, whether they run already or begin now."""
+        max_running = min(self.settings.max_batch_size, self.settings.max_batch_tokens, self.capacity.max_batch_tokens)
+        prefilling = [sequence for sequence in self.running if sequence.num_remaining > 1]
+        for sequence in merge(prefilling, tuple(self.waiting), key=_by_rank):
+            if not budget:
+                return
+            if sequence.slot is None:
+                may_admit = may_admit and self.slots.num_idle > 0 and len(self.running) < max_running
+                prefix = self._cached_prefix(sequence) if may_admit else None
+                if prefix is None:
+                    continue
+                may_admit = self._place(sequence, prefix, placements)
+                if not may_admit:
+                    continue
+            # An embedding is one chunk whatever its length, and ends the step.
+            count = sequence.num_remaining if sequence.job.embed else min(sequence.num_remaining, budget)
+            chosen[sequence] = count
+            budget = max(budget - count, 0)
+
+    def _grow(self, sequence: Sequence) -> bool:
+        """Get the page for a sequence's next token, from the last in order if need be; False when that is itself.
+
+        Only decoding sequences grow, and in order, so nothing that this step has chosen is ever the last.
+        """
         if len(sequence.block_table) * self.pool.page_size >= len(sequence.tokens):
             return True
         while (pages := self.pool.allocate(1)) is None:
             victim = self.running[-1]
-            chosen.pop(victim, None)
             self._preempt(victim)
             if victim is sequence:
                 return False
@@ -191,21 +177,6 @@ class Scheduler:
         sequence.num_computed = sequence.num_sealed = 0
         self.num_preemptions += 1
         insort(self.waiting, sequence, key=_by_rank)
-
-    def _admit(self, chosen: dict[Sequence, int], placements: list[Placement], budget: int) -> None:
-        max_running = min(self.settings.max_batch_size, self.settings.max_batch_tokens, self.capacity.max_batch_tokens)
-        for sequence in tuple(self.waiting):
-            if not budget or not self.slots.num_idle or len(self.running) >= max_running:
-                return
-            prefix = self._cached_prefix(sequence)
-            if prefix is None:
-                continue
-            if not self._place(sequence, prefix, placements):
-                return
-            # An embedding is one chunk whatever its length, and ends the step.
-            count = sequence.num_remaining if sequence.job.embed else min(sequence.num_remaining, budget)
-            chosen[sequence] = count
-            budget = max(budget - count, 0)
 
     def _cached_prefix(self, sequence: Sequence) -> list[int] | None:
         """The cached pages that the sequence can start from; at least one token is left to compute.

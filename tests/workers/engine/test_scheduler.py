@@ -13,7 +13,8 @@ from inferflux.broker.subjects import ServiceClass
 from inferflux.config.settings import SchedulerSettings
 from inferflux.workers.backends.backend import Capacity, Sample, SamplingParams
 from inferflux.workers.engine.job import Job
-from inferflux.workers.engine.scheduler import Plan, Scheduler
+from inferflux.workers.engine.plan import Plan
+from inferflux.workers.engine.scheduler import Scheduler
 from inferflux.workers.engine.sequence import Sequence
 
 PAGE = 4
@@ -48,6 +49,7 @@ class Memory:
             self.streams[placement.slot] = held[: placement.num_tokens]
         samples = []
         for sequence, chunk in zip(plan.sequences, plan.batch, strict=True):
+            assert chunk.tokens
             past = self.read(chunk.slot, chunk.block_table, chunk.start)
             assert chunk.embed or past == sequence.tokens[: chunk.start]
             assert list(chunk.tokens) == sequence.tokens[chunk.start : chunk.start + len(chunk.tokens)]
@@ -223,7 +225,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
 
 TestSchedulerMachine = SchedulerMachine.TestCase
-TestSchedulerMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestSchedulerMachine.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 
 
 @pytest.fixture(params=[True, False], ids=["shared pages", "slots"])
@@ -263,6 +265,24 @@ def test_samples_of_one_prompt_compute_its_full_pages_once(pages_shared: bool) -
     # The last page is not full, so each sample computes its one token; then come two of the three tokens drawn.
     assert num_computed == 12 + 4 * 1 + 4 * 2
     assert driver.scheduler.prefix_hits == 3 * 12
+
+
+def test_a_prompt_that_is_cached_whole_still_computes_its_last_page(pages_shared: bool) -> None:
+    driver = Driver(capacity(pages_shared=pages_shared), SchedulerSettings())
+    for num_cached in (0, 4):
+        driver.add([1] * 8, max_tokens=1)
+        (chunk,) = driver.step().batch
+        assert (chunk.start, len(chunk.tokens)) == (num_cached, 8 - num_cached)
+
+
+def test_a_prompt_waits_for_an_equal_one_unless_that_is_of_a_lower_class(pages_shared: bool) -> None:
+    driver = Driver(capacity(pages_shared=pages_shared), SchedulerSettings(max_batch_tokens=8))
+    first = driver.add([1] * 30, service_class=ServiceClass.DEFAULT)
+    driver.step()
+    driver.add([1] * 30, service_class=ServiceClass.BATCH)
+    ahead = driver.add([1] * 30, service_class=ServiceClass.PRIORITY)
+    driver.step()
+    assert [sequence.job for sequence in driver.scheduler.running] == [ahead, first]
 
 
 def test_a_second_turn_goes_on_in_the_slot_that_holds_the_first() -> None:
