@@ -26,7 +26,8 @@ packages = tomllib.loads(pathlib.Path("pyproject.toml").read_text())["tool"]["se
 print(*("-p " + name for name in packages if name.count(".") == 1))')
     mkdir -p .typing && ln -sfn .. .typing/inferflux
     # shellcheck disable=SC2086  # rooms are words
-    MYPYPATH=.typing "$python" -m mypy $rooms && MYPYPATH=scripts "$python" -m mypy scripts
+    MYPYPATH=.typing "$python" -m mypy $rooms \
+        && MYPYPATH=.typing:scripts:benchmarks:tests "$python" -m mypy scripts benchmarks deploy
 }
 
 if [ "${1:-}" = --fast ]; then
