@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import ssl
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,8 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
         """Arguments for nats-py's `connect`."""
         options: dict[str, Any] = {}
         if self.credentials_file is not None:
+            if importlib.util.find_spec("nkeys") is None:
+                raise ConfigError("broker.credentials needs one more package: pip install nkeys")
             options["user_credentials"] = self.credentials_file
         elif self.user is not None:
             options |= {"user": self.user, "password": self.password or ""}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
+import os
 import shutil
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from inferflux.config.logs import get_logger
@@ -119,16 +119,13 @@ class EmbeddedServer:
         errors = self._store.write(ERROR_FILE, b"")
         with errors.open("wb") as stderr:
             self._process = await asyncio.create_subprocess_exec(
-                str(binary),
-                "-c",
-                str(config),
+                *die_with_parent([str(binary), "-c", str(config)]),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=stderr,
                 pass_fds=(self._store.lock,),
                 # Ctrl-C reaches the whole foreground group; the broker must outlive those who drain through it.
                 start_new_session=True,
-                preexec_fn=die_with_parent(),
             )
         self._store.record(self._process.pid)
 
@@ -222,13 +219,17 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def die_with_parent() -> Callable[[], None] | None:
-    """On Linux the kernel ends the server when this process is killed and cannot."""
+def die_with_parent(command: Sequence[str]) -> list[str]:
+    """A command that on Linux the kernel ends when this process is killed and cannot: the setting is made by a first
+    program that becomes the second, because code between fork and exec may deadlock where there are threads."""
     if sys.platform != "linux":
-        return None
-    prctl = ctypes.CDLL(None).prctl
+        return list(command)
     pr_set_pdeathsig = 1
-    return lambda: prctl(pr_set_pdeathsig, signal.SIGTERM)
+    become = (
+        f"import ctypes, os, sys; ctypes.CDLL(None).prctl({pr_set_pdeathsig}, {signal.SIGTERM:d}); "
+        f"os.getppid() == {os.getpid()} or sys.exit(1); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    return [sys.executable, "-I", "-S", "-c", become, *command]
 
 
 def _status(status: int) -> str:

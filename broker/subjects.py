@@ -7,6 +7,7 @@ valid consumer names and KV keys.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from enum import StrEnum
 
@@ -67,6 +68,8 @@ REPLY_ALL = f"{ROOT}.reply.*.*"
 ACK_PROMPTS = f"$JS.ACK.{STREAM_PROMPTS}.>"
 
 MAX_TOKEN = 200
+# The server keeps each consumer in a directory of its name.
+MAX_CONSUMER = 200
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+")
 _ESCAPE = re.compile(r"=([0-9A-F]{2})")
 _ENCODED = tuple(chr(byte) if _PLAIN.fullmatch(chr(byte)) else f"={byte:02X}" for byte in range(256))
@@ -146,8 +149,11 @@ def bell_filter(model: str) -> str:
 
 
 def consumer(lane: Lane) -> str:
-    """Durable consumer name of a lane: its tokens joined by `~`, which no token contains."""
-    return _lane_tokens(lane).replace(".", "~")
+    """Durable consumer name of a lane: its tokens joined by `~`, which no token contains; a digest ends a long one."""
+    name = _lane_tokens(lane).replace(".", "~")
+    if len(name) <= MAX_CONSUMER:
+        return name
+    return f"{name[: MAX_CONSUMER - 65]}~{hashlib.sha256(name.encode()).hexdigest()}"
 
 
 def parse_lane(subject: str) -> Lane:

@@ -67,6 +67,13 @@ def test_consumers_are_named_apart(first: Lane, second: Lane) -> None:
     assert not set(subjects.consumer(first)) & set(".*>/\\ \t\r\n")
 
 
+def test_long_consumer_names_stay_within_bounds_and_apart() -> None:
+    lanes = [Lane("m" * MAX_TOKEN, ServiceClass.DEFAULT, "t" * 190 + end) for end in ("a", "b")]
+    names = {subjects.consumer(lane) for lane in lanes}
+    assert len(names) == 2
+    assert all(len(name) <= 255 for name in names)
+
+
 @given(KEYS)
 def test_key_comes_back_from_its_subjects(key: RequestKey) -> None:
     for subject in (subjects.claim(key), subjects.frame(key), subjects.reply(key), subjects.cancel(key)):

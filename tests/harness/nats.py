@@ -38,9 +38,10 @@ START_S = 20.0
 
 
 class NatsServers:
-    """One nats-server, or three that form a cluster. `settings` find it by its store directory, whatever the role."""
+    """One nats-server, or three that form a cluster. `settings` find it by its store directory, whatever the role.
+    `tls` is a `tls {}` block for its configuration."""
 
-    def __init__(self, path: Path, settings: Settings, *, num_nodes: int = 1) -> None:
+    def __init__(self, path: Path, settings: Settings, *, num_nodes: int = 1, tls: str = "") -> None:
         self._path = path
         ports = free_ports(2 * num_nodes)
         self._ports, self._routes = ports[:num_nodes], ports[num_nodes:]
@@ -54,7 +55,7 @@ class NatsServers:
         stored = StoredCredentials(self.url, self._logins, secrets.token_urlsafe(16), secrets.token_urlsafe(16))
         (path / CREDENTIALS_FILE).write_bytes(msgspec.json.encode(stored))
         (path / "users.conf").write_bytes(permissions.users_file(self._logins, self._allowed))
-        (path / "nats.conf").write_text(TEMPLATE.read_text() if num_nodes > 1 else ALONE)
+        (path / "nats.conf").write_text((TEMPLATE.read_text() if num_nodes > 1 else ALONE) + tls)
         broker = msgspec.structs.replace(settings.broker, store_dir=str(path), replicas=num_nodes)
         self.settings = msgspec.structs.replace(settings, broker=broker, tenants=tenants)
 
@@ -74,11 +75,10 @@ class NatsServers:
         }
         log = self._path / f"node-{node}.log"
         self._processes[node] = subprocess.Popen(
-            [find_binary(), "-c", self._path / "nats.conf", "-l", log],
+            die_with_parent([str(find_binary()), "-c", str(self._path / "nats.conf"), "-l", str(log)]),
             env=environ,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=die_with_parent(),
         )
         deadline = time.monotonic() + START_S
         while not _listens(self._ports[node]):

@@ -32,7 +32,7 @@ async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
 @pytest.fixture
 def lane() -> Lane:
     """A lane that no other test uses; its model has every kind of character."""
-    return Lane(f"org/model:v1.5 {next(_numbers)}", ServiceClass.DEFAULT, "acme")
+    return Lane(f"org/model:v1.5 {next(_numbers)}#", ServiceClass.DEFAULT, "acme")
 
 
 @pytest.fixture

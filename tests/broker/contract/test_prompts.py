@@ -29,6 +29,13 @@ async def test_order_and_what_is_left(world: World, lane: Lane) -> None:
     assert await worker.pull(lane, LIMITS) is None
 
 
+async def test_longest_names_make_a_lane(world: World, lane: Lane) -> None:
+    lane = Lane((lane.model[15:-1] * 200)[:200], ServiceClass.PRIORITY, "t" * 200)
+    api, worker = await world.broker("api"), await world.broker("worker")
+    await api.publish_prompt(lane, b"x", msg_id=lane.model)
+    await (await world.pull(worker, lane)).ack()
+
+
 async def test_empty_lane_answers_none(world: World, lane: Lane) -> None:
     worker = await world.broker("worker")
     async with asyncio.timeout(2):
