@@ -63,7 +63,7 @@ def _prompts(prompt: AnyPrompt, renderer: Renderer, capacity: Capacity) -> list[
         case ChatPrompt(messages=messages):
             if not messages:
                 raise RequestError(Code.INVALID_REQUEST, "messages must not be empty", param="messages")
-            return [tuple(renderer.chat(messages))]
+            return [tuple(renderer.chat(messages, now_s=prompt.created or None))]
         case CompletionPrompt(prompt=content):
             return _tokenized(content, "prompt", renderer, capacity)
         case EmbeddingPrompt(input=content):

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from collections.abc import Iterator
-from typing import Any
 
 import httpx
-import psutil
 import pytest
 from harness.server import KEY, Server, running_server
+from harness.streaming import PROMPT, Streaming, busy_worker
 
 pytestmark = pytest.mark.integration
-
-PROMPT = {"model": "stub", "prompt": "Tell me about the sea", "max_tokens": 60, "stream": True, "temperature": 0}
 
 
 @pytest.fixture(scope="module")
@@ -25,55 +21,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("faults")
     with running_server(folder, num_replicas=2, num_workers=2, settings=settings) as server:
         yield server
-
-
-class Streaming:
-    """One streaming completion, read event by event."""
-
-    def __init__(self, server: Server, **body: Any) -> None:
-        self._request = httpx.stream(
-            "POST",
-            server.url + "/v1/completions",
-            json=PROMPT | body,
-            headers={"authorization": f"Bearer {KEY}"},
-            timeout=60,
-        )
-        self.events: list[dict[str, Any]] = []
-
-    def __enter__(self) -> Streaming:
-        response = self._request.__enter__()
-        assert response.status_code == 200, response.read()
-        self._lines = response.iter_lines()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._request.__exit__(*error)
-
-    def read(self, number: int | None = None) -> None:
-        """Read that many more events, or all of them."""
-        while number is None or number > 0:
-            line = next(self._lines, None)
-            if line is None or line == "data: [DONE]":
-                return
-            if line.startswith("data: "):
-                self.events.append(json.loads(line.removeprefix("data: ")))
-                number = None if number is None else number - 1
-
-    @property
-    def text(self) -> str:
-        return "".join(choice["text"] for event in self.events for choice in event["choices"])
-
-
-def busy_worker(server: Server) -> dict[str, Any]:
-    """The heartbeat of the worker that runs something."""
-    busy: list[dict[str, Any]] = []
-
-    def found() -> bool:
-        busy[:] = [beat for beat in server.workers() if any(model.get("num_running") for model in beat["models"])]
-        return bool(busy)
-
-    server.wait_until("a worker is busy", found)
-    return busy[0]
 
 
 def test_a_killed_worker_costs_no_token(server: Server) -> None:
@@ -87,8 +34,8 @@ def test_a_killed_worker_costs_no_token(server: Server) -> None:
     assert stream.text == whole.text
     assert len(stream.events) >= 60
     assert "killed" in server.log_text().lower()
+    server.wait_until("the dead worker is gone", lambda: victim["pid"] not in server.worker_pids())
     server.wait_ready(2)
-    assert victim["pid"] not in [beat["pid"] for beat in server.workers()]
 
 
 def test_a_stopped_worker_is_continued_elsewhere_and_may_not_end_the_request(server: Server) -> None:
@@ -135,7 +82,7 @@ def test_a_killed_nats_server_comes_back_and_requests_are_answered(server: Serve
 
 def nats_pid(server: Server) -> int:
     """The embedded nats-server, found among the children of `inferctl serve`."""
-    for child in psutil.Process(server.process.pid).children(recursive=True):
+    for child in server.children():
         if "nats-server" in child.name():
             return int(child.pid)
     raise AssertionError("no nats-server runs")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ class GreedyReference:
 
     def __init__(self, path: str, num_threads: int) -> None:
         self._model: Any = lib.llama_model_load_from_file(path.encode(), lib.llama_model_default_params())
+        self._vocab = lib.llama_model_get_vocab(self._model)
         params = lib.llama_context_default_params()
         params.n_ctx = params.n_batch = CONTEXT_LENGTH
         params.n_outputs_max = 1
@@ -33,6 +35,22 @@ class GreedyReference:
             pending = [lib.llama_sampler_sample(self._sampler, self._context, -1)]
             tokens += pending
         return tokens
+
+    def tokenize(self, text: str) -> list[int]:
+        data = text.encode()
+        tokens = (lib.llama_token * (len(data) + 8))()
+        count = lib.llama_tokenize(self._vocab, data, len(data), tokens, len(tokens), True, True)
+        return list(tokens[:count])
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Up to the end of the sequence, where there is one."""
+        pieces = []
+        for token in tokens:
+            if lib.llama_vocab_is_eog(self._vocab, token):
+                break
+            buffer = (ctypes.c_char * 256)()
+            pieces.append(buffer[: lib.llama_token_to_piece(self._vocab, token, buffer, len(buffer), 0, False)])
+        return b"".join(pieces).decode("utf-8", "replace")
 
     def close(self) -> None:
         lib.llama_sampler_free(self._sampler)

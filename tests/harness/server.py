@@ -15,12 +15,24 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
+import psutil
 import yaml
+
+from inferflux.config.settings import TenantSettings
 
 KEY = "test-key-with-every-scope"
 READ_KEY = "test-key-that-may-only-read"
 TENANT = "acme"
 PUBLISHER = "wire"
+
+
+def tenants() -> tuple[TenantSettings, ...]:
+    """One that calls the API with every class, and one that publishes to NATS itself."""
+    return (
+        TenantSettings(id=TENANT, classes=("priority", "default", "batch")),
+        TenantSettings(id=PUBLISHER, classes=("default",), publish=True),
+    )
 
 
 def free_port() -> int:
@@ -47,11 +59,11 @@ def _free(port: int) -> bool:
 
 
 class Server:
-    """A running `inferctl serve`. `urls` has one entry for each API replica."""
+    """A running InferFlux: the commands that were started, and one URL for each API replica."""
 
-    def __init__(self, folder: Path, process: subprocess.Popen[bytes], urls: list[str], log: Path) -> None:
+    def __init__(self, folder: Path, processes: list[subprocess.Popen[bytes]], urls: list[str], log: Path) -> None:
         self.folder = folder
-        self.process = process
+        self.processes = processes
         self.urls = urls
         self.log = log
 
@@ -75,12 +87,16 @@ class Server:
         data = self.get("/v1/admin/workers").json()
         return list(data["data"])
 
+    def worker_pids(self) -> list[int]:
+        return [int(beat["pid"]) for beat in self.workers()]
+
     def wait_until(self, what: str, condition: Any, timeout_s: float = 60) -> None:
         """Poll until the condition holds; a dead server or the time limit fail with the log."""
         deadline_s = time.monotonic() + timeout_s
         while time.monotonic() < deadline_s:
-            if self.process.poll() is not None:
-                raise AssertionError(f"serve exited with {self.process.returncode}:\n{self.log_text()}")
+            for process in self.processes:
+                if process.poll() is not None:
+                    raise AssertionError(f"{process.args} exited with {process.returncode}:\n{self.log_text()}")
             try:
                 if condition():
                     return
@@ -99,16 +115,22 @@ class Server:
 
         self.wait_until("ready", ready)
 
-    def stop(self) -> int:
-        """Ctrl-C, as a user would; kills what does not stop."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
+    def children(self) -> list[psutil.Process]:
+        """Every process that the commands started."""
+        return [child for process in self.processes for child in psutil.Process(process.pid).children(recursive=True)]
+
+    def stop(self) -> list[int]:
+        """Ctrl-C, as a user would; kills what does not stop. Returns the exit codes."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+        for process in self.processes:
             try:
-                self.process.wait(timeout=30)
+                process.wait(timeout=30)
             except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait(timeout=10)
-        return int(self.process.returncode)
+                process.kill()
+                process.wait(timeout=10)
+        return [int(process.returncode) for process in self.processes]
 
 
 @contextmanager
@@ -119,22 +141,34 @@ def running_server(
     num_replicas: int = 1,
     num_workers: int = 1,
     settings: dict[str, Any] | None = None,
+    nats_dir: Path | None = None,
 ) -> Iterator[Server]:
-    """Serve the given GGUF, or the stub, until the block ends."""
+    """Serve the given GGUF, or the stub, until the block ends.
+
+    With `nats_dir`, the folder of a NATS that runs already, `inferctl api` and `inferctl worker` join it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     port = free_ports(num_replicas)
     config = _config(folder, port, model)
+    if nats_dir is not None:
+        config["broker"]["store_dir"] = str(nats_dir)
     for section, values in (settings or {}).items():
         config.setdefault(section, {}).update(values)
     path = folder / "server.yaml"
     path.write_text(yaml.safe_dump(config))
     log = folder / "serve.log"
-    command = [sys.executable, "-m", "inferflux.cli.main", "serve", "--config", str(path)]
-    command += ["--api-replicas", str(num_replicas), "--workers", str(num_workers)]
+    replicas, workers = ["--api-replicas", str(num_replicas)], ["--workers", str(num_workers)]
+    commands = [["serve", *replicas, *workers]]
+    if nats_dir is not None:
+        commands = [["api", *replicas], ["worker", *workers]]
+    log = folder / "serve.log"
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("INFERFLUX_", "INFERCTL_"))}
+    processes = []
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, cwd=folder, env=environ)
-    server = Server(folder, process, [f"http://127.0.0.1:{port + each}" for each in range(num_replicas)], log)
+        for command in commands:
+            arguments = [sys.executable, "-m", "inferflux.cli.main", *command, "--config", str(path)]
+            processes.append(subprocess.Popen(arguments, stdout=output, stderr=output, cwd=folder, env=environ))
+    server = Server(folder, processes, [f"http://127.0.0.1:{port + each}" for each in range(num_replicas)], log)
     try:
         server.wait_ready(num_workers)
         yield server
@@ -152,10 +186,7 @@ def _config(folder: Path, port: int, model: Path | None) -> dict[str, Any]:
                 {"key": READ_KEY, "tenant": TENANT, "scopes": ["read"]},
             ]
         },
-        "tenants": [
-            {"id": TENANT, "classes": ["priority", "default", "batch"]},
-            {"id": PUBLISHER, "classes": ["default"], "publish": True},
-        ],
+        "tenants": [msgspec.to_builtins(tenant) for tenant in tenants()],
         "registry": {"path": str(folder / "registry.yaml")},
         "model": {"path": str(model)} if model else {"id": "stub", "backend": "stub"},
         "runtime": {"scheduler": {"max_batch_size": 8}},
