@@ -65,6 +65,14 @@ class NatsClient(Client):
         except Exception as error:
             log.error("handler failed", error=error, subject=subject.decode(errors="replace"))
 
+    async def _send_ping(self, future: asyncio.Future[Any] | None = None) -> None:
+        # nats-py writes a ping past what is still pending, so its pong would prove nothing about that.
+        if self._pending and self._transport:
+            self._transport.writelines(self._pending)
+            self._pending = []
+            self._pending_data_size = 0
+        await super()._send_ping(future)
+
     async def _process_op_err(self, e: Exception) -> None:
         if self.is_connected:
             # What was not written yet must not be sent after a reconnect: its sender was told that it failed.

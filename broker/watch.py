@@ -133,8 +133,6 @@ class BucketWatch(AsyncIterator[Entry | None]):
             if packet.status != 100 or (last is not None and int(last) != self._consumer_seq):
                 self._stale.set()
             return
-        if not packet.reply.startswith("$JS.ACK."):
-            return
         about = AckSubject.parse(packet.reply)
         self._consumer_seq += 1
         if about.consumer_seq != self._consumer_seq:

@@ -37,6 +37,17 @@ async def test_gossip_stays_within_its_model(world: World, lane: Lane) -> None:
     assert inbox.empty
 
 
+async def test_a_listener_hears_all_that_is_sent_after_it_was_made(world: World, lane: Lane) -> None:
+    if world.servers is not None and world.servers.num_nodes > 1:
+        pytest.skip("interest takes a moment to reach the other servers")
+    first, second = await world.broker("worker"), await world.broker("worker")
+    for number in range(50):
+        inbox = Inbox()
+        await second.listen_gossip(f"{lane.model}{number}", inbox.put)
+        await first.send_gossip(f"{lane.model}{number}", b"heard")
+        assert await inbox.next(bytes) == b"heard"
+
+
 async def test_callback_that_raises_is_logged_and_survived(
     world: World, lane: Lane, caplog: pytest.LogCaptureFixture
 ) -> None:
