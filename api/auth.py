@@ -23,8 +23,11 @@ class Gate:
     def __init__(self, tenants: Tenants) -> None:
         self._tenants = tenants
 
-    def __call__(self, connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-        """Raises RequestError: 401 without a valid key, 403 without the scope."""
+    async def __call__(self, connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+        """Raises RequestError: 401 without a valid key, 403 without the scope.
+
+        A coroutine, although it awaits nothing: Litestar would run a plain function on another thread.
+        """
         principal = self.authenticate(connection.headers.get("authorization"))
         scope: Scope | None = handler.opt.get("scope")
         if scope not in principal.scopes:
