@@ -8,16 +8,17 @@ import re
 import secrets
 import time
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
 import msgspec
 
 from . import subjects
 from .errors import BrokerError, BrokerUnavailable
-from .link import Link
+from .link import Link, NoAnswer
 from .packet import Packet, encode_headers
 
-ERR_CONSUMER_NOT_FOUND = 10014
+ERR_NO_PEERS = 10005
 ERR_MAX_CONSUMERS = 10026
 ERR_NO_MESSAGE = 10037
 ERR_NO_SEQUENCE = 10043
@@ -69,12 +70,13 @@ class Ack(msgspec.Struct, frozen=True):
 
 
 class StoredMessage(msgspec.Struct, frozen=True):
-    """A message as a stream holds it."""
+    """A message as a stream holds it, and the Unix time at which the server took it."""
 
     subject: str
     seq: int
     data: bytes
     headers: Mapping[str, str]
+    stored_s: float
 
 
 class JetStreamApi:
@@ -84,10 +86,11 @@ class JetStreamApi:
         self._link = link
         self.timeout_s = timeout_s
 
-    async def call(self, *tokens: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """One API call, such as `call("STREAM", "INFO", name)`, and its decoded answer."""
+    async def call(self, *tokens: str, body: Mapping[str, Any] | None = None, try_s: float = TRY_S) -> dict[str, Any]:
+        """One API call, such as `call("STREAM", "INFO", name)`, and its decoded answer. Asks again after silence,
+        since servers in a cluster leave some calls unanswered while a leader is being elected."""
         try:
-            return await self._ask(subjects.js_api(*tokens), body)
+            return await self._ask(subjects.js_api(*tokens), body, try_s)
         except ApiError as error:
             if error.temporary:
                 raise BrokerUnavailable(str(error)) from error
@@ -96,7 +99,7 @@ class JetStreamApi:
     async def stream_info(self, stream: str, **body: Any) -> dict[str, Any] | None:
         """A stream's configuration and state, or None when there is no such stream."""
         try:
-            return await self._ask(subjects.js_api("STREAM", "INFO", stream), body)
+            return await self._ask(subjects.js_api("STREAM", "INFO", stream), body, TRY_S)
         except ApiError as error:
             if error.err_code == ERR_STREAM_NOT_FOUND:
                 return None
@@ -162,10 +165,20 @@ class JetStreamApi:
             int(message["seq"]),
             base64.b64decode(message.get("data", "")),
             Packet("", "", b"", raw_headers).headers,
+            datetime.fromisoformat(message["time"]).timestamp(),
         )
 
-    async def _ask(self, subject: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
-        packet = await self._link.request(subject, msgspec.json.encode(body) if body is not None else b"")
+    async def _ask(self, subject: str, body: Mapping[str, Any] | None, try_s: float) -> dict[str, Any]:
+        data = msgspec.json.encode(body) if body is not None else b""
+        deadline = time.monotonic() + self.timeout_s
+        while True:
+            left_s = deadline - time.monotonic()
+            try:
+                packet = await self._link.request(subject, data, timeout_s=min(try_s, left_s))
+                break
+            except NoAnswer:
+                if deadline - time.monotonic() <= RETRY_PAUSE_S:
+                    raise
         if packet.status is not None:
             raise BrokerUnavailable(f"JetStream does not answer on {subject}: {packet.status} {packet.description}")
         return _checked(packet.data)

@@ -11,7 +11,7 @@ from . import subjects
 from .broker import LaneLimits
 from .delivery import NANOS, JetStreamDelivery, release
 from .errors import BrokerUnavailable, TooManyLanes
-from .jetstream_api import ERR_CONSUMER_NOT_FOUND, ERR_MAX_CONSUMERS, RETRY_PAUSE_S, ApiError, JetStreamApi
+from .jetstream_api import ERR_MAX_CONSUMERS, RETRY_PAUSE_S, ApiError, JetStreamApi
 from .link import Link
 from .packet import Packet
 from .subjects import STREAM_PROMPTS, Lane
@@ -20,6 +20,8 @@ from .subjects import STREAM_PROMPTS, Lane
 # is kept that long on an empty lane, too. So this is how long "nothing for you" takes.
 PULL_EXPIRES_S = 0.02
 PULL = b'{"batch":1,"no_wait":true,"expires":%d}' % int(PULL_EXPIRES_S * NANOS)
+# Of several workers that make one consumer at the same moment, a cluster leaves some without an answer.
+CREATE_TRY_S = 0.5
 
 log = get_logger("broker")
 
@@ -33,6 +35,7 @@ class _LaneState:
 
     def __init__(self) -> None:
         self.limits: LaneLimits | None = None
+        self.gone = False
         self.making = asyncio.Lock()
         self.pulls: dict[str, asyncio.Future[Packet | None]] = {}
         self.used_at = 0.0
@@ -71,7 +74,7 @@ class Lanes:
                 packet = await self._pull_once(lane, state, deadline - time.monotonic())
             except _Gone:
                 # A consumer that was just made may also be unknown to our server for a moment.
-                state.limits = None
+                state.limits, state.gone = None, True
                 if time.monotonic() + RETRY_PAUSE_S > deadline:
                     raise BrokerUnavailable(f"the consumer of {lane} does not answer") from None
                 await asyncio.sleep(RETRY_PAUSE_S)
@@ -116,9 +119,15 @@ class Lanes:
                 "max_ack_pending": limits.max_running,
                 "inactive_threshold": int(limits.idle_s * NANOS),
             }
+            if state.limits is None and await self._is_full():
+                if state.gone:
+                    state.gone = False
+                    raise TooManyLanes(f"as many lanes are in use as queue.max_lanes allows: {self._max_lanes}")
+                # Another worker may have made it: the pull will tell. Asking for the consumer itself is no way to
+                # know: a cluster does not answer while it elects the consumer's leader.
+                state.limits = limits
+                return
             try:
-                if state.limits is None:
-                    await self._check_room(name)
                 await self._js.call(
                     "CONSUMER",
                     "CREATE",
@@ -126,24 +135,17 @@ class Lanes:
                     name,
                     subjects.infer(lane),
                     body={"stream_name": STREAM_PROMPTS, "config": config},
+                    try_s=CREATE_TRY_S,
                 )
             except ApiError as error:
                 if error.err_code == ERR_MAX_CONSUMERS:
                     raise TooManyLanes(str(error)) from error
                 raise
-            state.limits = limits
+            state.limits, state.gone = limits, False
 
-    async def _check_room(self, name: str) -> None:
-        try:
-            await self._js.call("CONSUMER", "INFO", STREAM_PROMPTS, name)
-            return
-        except ApiError as error:
-            if error.err_code != ERR_CONSUMER_NOT_FOUND:
-                raise
+    async def _is_full(self) -> bool:
         info = await self._js.call("STREAM", "INFO", STREAM_PROMPTS)
-        num_lanes = int(info["state"]["consumer_count"])
-        if num_lanes >= self._max_lanes:
-            raise TooManyLanes(f"{num_lanes} lanes are in use, and queue.max_lanes is {self._max_lanes}")
+        return int(info["state"]["consumer_count"]) >= self._max_lanes
 
     def _on_packet(self, packet: Packet) -> None:
         if packet.subject.startswith(self._inbox):

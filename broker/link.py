@@ -27,6 +27,10 @@ _VIOLATION = re.compile(r'permissions violation for (publish|subscription) to "(
 log = get_logger("broker")
 
 
+class NoAnswer(BrokerUnavailable):
+    """The connection is up, and nobody answered in time."""
+
+
 class LinkSubscription:
     """One handler on one subject; follows its link through reconnects."""
 
@@ -103,7 +107,10 @@ class Link:
     async def request(
         self, subject: str, data: bytes = b"", *, headers: bytes | None = None, timeout_s: float | None = None
     ) -> Packet:
-        """The one answer to a message; the server's "no responders" is an answer with status 503."""
+        """The one answer to a message; the server's "no responders" is an answer with status 503.
+
+        Raises NoAnswer, or BrokerUnavailable when the connection is lost.
+        """
         self._num_requests += 1
         token = str(self._num_requests)
         answer: asyncio.Future[Packet] = asyncio.get_running_loop().create_future()
@@ -113,7 +120,7 @@ class Link:
             async with asyncio.timeout(self._timeout_s if timeout_s is None else timeout_s):
                 return await answer
         except TimeoutError:
-            raise BrokerUnavailable(f"no answer from NATS on {subject}") from None
+            raise NoAnswer(f"no answer from NATS on {subject}") from None
         finally:
             self._waiting.pop(token, None)
 

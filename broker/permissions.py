@@ -10,6 +10,7 @@ import msgspec
 from . import subjects
 from .credentials import ROLE_ADMIN, ROLE_API, ROLE_WORKER, Login, tenant_role
 from .subjects import (
+    BUCKET_DEADLETTERS,
     BUCKET_POLICY,
     BUCKET_REGISTRY,
     BUCKET_TENANTS,
@@ -54,6 +55,7 @@ def api() -> Permissions:
             *_read_stream(files),
             js_api("STREAM", "PURGE", files),
             js_api("STREAM", "MSG", "GET", STREAM_LIMITS),
+            js_api("CONSUMER", "LIST", STREAM_PROMPTS),
         ),
         (f"{subjects.inbox_prefix(ROLE_API)}.>", subjects.REPLY_ALL),
     )
@@ -70,9 +72,9 @@ def worker() -> Permissions:
             subjects.LIMIT_ALL,
             subjects.FAIR_ALL,
             subjects.kv(BUCKET_WORKERS, ">"),
+            subjects.kv(BUCKET_DEADLETTERS, ">"),
             subjects.ACK_PROMPTS,
             js_api("CONSUMER", "CREATE", STREAM_PROMPTS, ">"),
-            js_api("CONSUMER", "INFO", STREAM_PROMPTS, "*"),
             js_api("CONSUMER", "MSG", "NEXT", STREAM_PROMPTS, "*"),
             *(js_api("STREAM", "INFO", name) for name in (STREAM_PROMPTS, STREAM_TAPE, STREAM_LIMITS, *buckets, files)),
             *_prompts_and_tape(),

@@ -13,7 +13,7 @@ from inferflux.config.settings import Settings
 
 from . import subjects
 from .errors import BrokerUnavailable, ConfigError
-from .jetstream_api import ERR_STREAM_EXISTS, ApiError, JetStreamApi
+from .jetstream_api import ERR_NO_PEERS, ERR_STREAM_EXISTS, ApiError, JetStreamApi
 
 NANOS = 1_000_000_000
 DUPLICATE_WINDOW_S = 120
@@ -36,6 +36,14 @@ class Republish(msgspec.Struct, frozen=True, omit_defaults=True):
     headers_only: bool = False
 
 
+class Retention(msgspec.Struct, frozen=True):
+    """How much a bucket keeps before its oldest entries go."""
+
+    max_entries: int
+    max_bytes: int
+    max_age_s: float
+
+
 class StreamConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A stream in the server's own terms; durations are nanoseconds. What is left out keeps the server's default."""
 
@@ -48,6 +56,7 @@ class StreamConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     discard: Literal["old", "new"] = "old"
     discard_new_per_subject: bool = False
     max_msgs_per_subject: int = 0
+    max_msgs: int = 0
     max_bytes: int = 0
     max_age: int = 0
     duplicate_window: int = 0
@@ -100,7 +109,7 @@ def streams(settings: Settings) -> tuple[StreamConfig, ...]:
             allow_msg_counter=True,
             allow_direct=True,
         ),
-        *(_bucket(name, replicas) for name in subjects.BUCKETS),
+        *(_bucket(name, settings) for name in subjects.BUCKETS),
         StreamConfig(
             name=subjects.object_stream(subjects.OBJECTS_FILES),
             subjects=subjects.object_subjects(subjects.OBJECTS_FILES),
@@ -127,7 +136,9 @@ async def ensure(js: JetStreamApi, settings: Settings, deadline_s: float) -> Non
                 await _ensure_stream(js, wanted)
                 break
             except ApiError as error:
-                raise ConfigError(_explain(wanted, error)) from error
+                # A cluster that has just started may not have found all its servers yet.
+                if error.err_code != ERR_NO_PEERS or time.monotonic() > end:
+                    raise ConfigError(_explain(wanted, error)) from error
             except BrokerUnavailable as error:
                 if time.monotonic() > end:
                     raise BrokerUnavailable(f"cannot set up stream {wanted.name}: {error}") from error
@@ -183,17 +194,29 @@ def _first_seq(wanted: StreamConfig) -> dict[str, int]:
     return {"first_seq": int(time.time() * 1_000_000)} if wanted.storage == "memory" else {}
 
 
-def _bucket(name: str, replicas: int) -> StreamConfig:
+def retention(name: str, settings: Settings) -> Retention | None:
+    """The bounds of a bucket that gives up its oldest entries; None for one that keeps everything."""
+    if name != subjects.BUCKET_DEADLETTERS:
+        return None
+    queue = settings.queue
+    return Retention(queue.dead_max_letters, queue.dead_max_bytes, queue.dead_max_age_s)
+
+
+def _bucket(name: str, settings: Settings) -> StreamConfig:
     expires = name in subjects.EXPIRING_BUCKETS
+    bounds = retention(name, settings)
     return StreamConfig(
         name=subjects.kv_stream(name),
         subjects=(subjects.kv(name, ">"),),
         storage="file",
-        num_replicas=replicas,
+        num_replicas=settings.broker.replicas,
         max_consumers=MAX_CONSUMERS,
-        discard="new",
+        discard="old" if bounds else "new",
         max_msgs_per_subject=1,
-        duplicate_window=DUPLICATE_WINDOW_S * NANOS,
+        max_msgs=bounds.max_entries if bounds else 0,
+        max_bytes=bounds.max_bytes if bounds else 0,
+        max_age=int(bounds.max_age_s * NANOS) if bounds else 0,
+        duplicate_window=int(min(DUPLICATE_WINDOW_S, bounds.max_age_s if bounds else DUPLICATE_WINDOW_S) * NANOS),
         allow_direct=True,
         allow_rollup_hdrs=True,
         allow_msg_ttl=expires,

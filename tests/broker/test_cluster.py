@@ -50,6 +50,19 @@ async def read(broker: JetStreamBroker) -> Tape:
                 await asyncio.sleep(0.05)
 
 
+async def test_workers_that_hear_one_bell_do_not_wait_for_each_other(own_cluster: NatsServers) -> None:
+    workers = [await own_cluster.connect("worker") for _ in range(4)]
+    async with own_cluster.broker("api") as api:
+        for number in range(15):
+            lane = Lane("m", ServiceClass.DEFAULT, str(number))
+            await api.publish_prompt(lane, b"", msg_id=str(number))
+            async with asyncio.timeout(2):
+                found = await asyncio.gather(*(worker.pull(lane, LIMITS) for worker in workers))
+            assert sum(each is not None for each in found) == 1
+    for worker in workers:
+        await worker.close()
+
+
 async def test_the_leader_dies_and_nothing_is_lost(own_cluster: NatsServers) -> None:
     async with own_cluster.broker("api") as api, own_cluster.broker("worker") as worker:
         receipt = await api.publish_prompt(LANE, b"kept", msg_id="1")

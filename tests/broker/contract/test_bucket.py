@@ -131,3 +131,19 @@ async def _until_listed(watch: AsyncIterator[Entry | None]) -> dict[str, bytes |
         while (entry := await anext(watch)) is not None:
             found[entry.key] = entry.value
     return found
+
+
+async def test_keys_come_without_values(world: World, name: str) -> None:
+    bucket = await (await world.broker("api")).bucket("deadletters")
+    await bucket.put(f"{name}.a", b"1")
+    await bucket.put(f"{name}.b", b"2")
+    await bucket.delete(f"{name}.a")
+    assert [key for key in await bucket.keys() if key.startswith(name)] == [f"{name}.b"]
+
+
+async def test_workers_may_bury(world: World, name: str) -> None:
+    worker, api = await world.broker("worker"), await world.broker("api")
+    await (await worker.bucket("deadletters")).put(name, b"{}\nbody")
+    entry = await (await api.bucket("deadletters")).get(name)
+    assert entry is not None
+    assert entry.value == b"{}\nbody"

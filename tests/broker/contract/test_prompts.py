@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from harness.world import LIMITS, Inbox, World
 
@@ -195,3 +196,39 @@ async def test_bell_rings_with_headers(world: World, lane: Lane) -> None:
     await api.publish_prompt(lane, b"body", msg_id=f"{lane.model}2")
     await world.pull(worker, lane)
     assert inbox.empty
+
+
+async def test_prompts_are_found_in_order_held_or_not(world: World, lane: Lane) -> None:
+    api, worker = await world.broker("api"), await world.broker("worker")
+    other = Lane(lane.model, ServiceClass.BATCH, "globex")
+    before_s = time.time()
+    seqs = [
+        (await api.publish_prompt(each, b"%d" % number, msg_id=f"{lane.model}{number}", headers={"X": "y"})).seq
+        for number, each in enumerate((lane, other, lane))
+    ]
+    await world.pull(worker, lane)
+    for broker in (api, worker):
+        first = await broker.next_prompt(seqs[0] - 1, lane)
+        assert first is not None
+        assert (first.seq, first.lane, first.body, first.headers["X"]) == (seqs[0], lane, b"0", "y")
+        assert before_s - 5 < first.stored_s < time.time() + 5
+        second = await broker.next_prompt(seqs[0])
+        assert second is not None
+        assert (second.seq, second.lane) == (seqs[1], other)
+        third = await broker.next_prompt(seqs[0], lane)
+        assert third is not None
+        assert third.seq == seqs[2]
+        assert await broker.next_prompt(seqs[2], lane) is None
+
+
+async def test_prompts_in_flight_are_counted_by_lane(world: World, lane: Lane) -> None:
+    api, worker = await world.broker("api"), await world.broker("worker")
+    for number in range(3):
+        await api.publish_prompt(lane, b"x", msg_id=f"{lane.model}{number}")
+    held = [await world.pull(worker, lane) for _ in range(2)]
+    assert (await api.in_flight())[lane] == 2
+    await held[0].ack()
+    async with asyncio.timeout(5):
+        while (await api.in_flight())[lane] != 1:
+            await world.elapse(0.01)
+    assert (await api.backlog(lane.model)) == {lane: 2}

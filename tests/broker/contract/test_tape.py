@@ -148,3 +148,14 @@ async def test_replies_reach_their_owner_alone(world: World, key: RequestKey) ->
     assert (await mine.next(Reply)).body == b"own"
     assert (await theirs.next(Reply)).body == b"other"
     assert mine.empty
+
+
+async def test_every_claim_is_kept_in_order(world: World, key: RequestKey) -> None:
+    worker = await world.broker("worker")
+    assert await worker.claims(key) == ()
+    made = (Claim(worker="w1", at=1.0), Claim(worker="w2", state="released", at=2.0), Claim(worker="w3", at=3.0))
+    seq = 0
+    for claim in made:
+        seq = await worker.put_claim(key, claim, expected_seq=seq)
+        await worker.send_frame(key, b"frame")
+    assert await worker.claims(key) == made
