@@ -53,9 +53,9 @@ def percentile(values: Sequence[float], quantile: float) -> float:
 
 
 async def closed_loop(
-    target: Target, bodies: Sequence[bytes], *, num_clients: int, num_extra_events: int
+    target: Target, bodies: Sequence[bytes], *, num_clients: int, num_extra_events: int, pause_s: float = 0.0
 ) -> LoadResult:
-    """Send every body once, from clients that each wait for an answer before they ask again.
+    """Send every body once, from clients that each wait for an answer, and then `pause_s`, before they ask again.
 
     `num_extra_events` is how many events of an answer carry no token (role, usage, end).
     """
@@ -66,6 +66,8 @@ async def closed_loop(
         reader, writer = await asyncio.open_connection(target.host, target.port)
         while waiting:
             timings.append(await _ask(reader, writer, target, waiting.pop(), num_extra_events))
+            if pause_s:
+                await asyncio.sleep(pause_s)
         writer.close()
 
     started_s = time.perf_counter()

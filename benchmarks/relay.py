@@ -37,10 +37,11 @@ PATH = "/v1/chat/completions"
 
 
 class Load(msgspec.Struct, frozen=True):
-    """How many clients, and how many requests they send in all."""
+    """How many clients, how many requests they send in all, and how long each client thinks in between."""
 
     num_clients: int
     num_requests: int
+    pause_s: float = 0.0
 
 
 class Comparison(msgspec.Struct, frozen=True):
@@ -54,7 +55,7 @@ class Comparison(msgspec.Struct, frozen=True):
     bare_first_ms: float
 
 
-LOADS = (Load(1, 40), Load(32, 640))
+LOADS = (Load(1, 100), Load(32, 640))
 
 
 def main() -> None:
@@ -91,7 +92,11 @@ def _compare(ours: Target, bare: Target, load: Load, num_pairs: int, num_tokens:
     sides = ((ours, 1, mine), (bare, 0, theirs))
     for number in range(num_pairs + 1):
         for target, num_extra, results in sides:
-            result = uvloop.run(closed_loop(target, bodies, num_clients=load.num_clients, num_extra_events=num_extra))
+            result = uvloop.run(
+                closed_loop(
+                    target, bodies, num_clients=load.num_clients, num_extra_events=num_extra, pause_s=load.pause_s
+                )
+            )
             expected = load.num_requests * num_tokens
             counted = sum(timing.num_events for timing in result.timings)
             if counted != expected:

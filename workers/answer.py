@@ -94,11 +94,10 @@ class Answer:
         self._label: Label | None = label
         self._send = send
         self._last: Frame | None = None
+        self._broken: Failure | None = None
         self._echo: Mapping[int, str] = {}
         self._choices = {job.choice: Choice(job, replay.choice(job.choice).finished, seal) for job in jobs}
         self.num_open = sum(not choice.finished for choice in self._choices.values())
-        if not self.num_open:
-            self.end(End.FINISHED)
 
     @property
     def open_jobs(self) -> list[Job]:
@@ -130,14 +129,24 @@ class Answer:
         if not self.ended.done():
             self.ended.set_result(how)
 
+    def fail(self, error: Failure) -> None:
+        """End with an error instead of an answer."""
+        self.error = error
+        self.end(End.FAILED)
+
+    def begin(self, attempt: int) -> None:
+        """The claim is ours: from now on frames may leave."""
+        self.attempt = attempt
+        self.flush()
+        if not self.num_open:
+            self.end(End.FINISHED)
+
     def push(self, update: Update) -> None:
         """Take an update; `flush` sends it. Updates after the end are dropped."""
-        if self.ended.done():
+        if self.ended.done() or self._broken:
             return
         if update.error is not None:
-            self.flush()
-            self.error = update.error
-            self.end(End.FAILED)
+            self._broken = update.error
             return
         self._choices[update.choice].push(update)
         self.num_generated += len(update.tokens)
@@ -145,8 +154,8 @@ class Answer:
             self.first_token_s = time.monotonic()
 
     def flush(self) -> None:
-        """Send one frame for each choice that something came for."""
-        if self.ended.done():
+        """Send one frame for each choice that something came for, once the answer has begun."""
+        if self.ended.done() or not self.attempt:
             return
         for choice in self._choices.values():
             if not choice.updates:
@@ -158,6 +167,8 @@ class Answer:
             else:
                 self._last = frame
                 self.end(End.FINISHED)
+        if self._broken is not None:
+            self.fail(self._broken)
 
     def _frame(self, choice: Choice) -> Frame:
         updates = choice.updates

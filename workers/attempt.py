@@ -96,11 +96,13 @@ class Attempt:
         False when the prompt was handed back or its claim lost, so that it runs again elsewhere.
         """
         try:
-            replay = await self._claim()
-            if replay is None:
-                await self.delivery.ack()
-                return True
-            how = await self._generate(replay)
+            how = await self._run_first() if self.delivery.num_delivered == 1 else None
+            if how is None:
+                replay = await self._claim()
+                if replay is None:
+                    await self.delivery.ack()
+                    return True
+                how = await self._generate(replay)
             over = await self._close(how)
             self.outcome = how.name.lower() if over or how is End.RELEASED else "lost"
         finally:
@@ -116,56 +118,77 @@ class Attempt:
         )
         return over
 
+    async def _run_first(self) -> End | None:
+        """A prompt that nobody has held before: the claim travels while the engine computes, and frames wait for it.
+
+        None when somebody has written a claim all the same; nothing was sent then.
+        """
+        claim = asyncio.create_task(self._put_claim("running", 0))
+        await asyncio.sleep(0)  # so that it is on its way before the prompt is rendered
+        try:
+            return await self._generate(Replay(EMPTY, self.task.seal), claim)
+        except ClaimLost:
+            self._host.leave(self.name)
+            self.answer = None
+            return None
+        finally:
+            claim.cancel()
+
     async def _claim(self) -> Replay | None:
         """Become this request's one attempt. None when it has been answered or cancelled already.
 
         The tape is read after the claim is ours: from then on no earlier attempt can add a terminal frame.
         """
-        expected = 0
-        first = self.delivery.num_delivered == 1
         while True:
-            if not first:
-                last = await self._patiently_last_claim()
-                if last is not None:
-                    expected, claim = last
-                    if claim.state == "cancelled":
-                        await self._confirm_cancel(expected)
-                        return None
-                    if claim.prompt != self.delivery.seq:
-                        log.warning("request id in use", request=self.key.request, owner=self.key.owner)
-                        return None
-                    self.num_attempts = claim.num_attempts + (claim.state == "running")
+            last = await self._patiently_last_claim()
+            expected = 0
+            if last is not None:
+                expected, claim = last
+                if claim.state == "cancelled":
+                    await self._confirm_cancel(expected)
+                    return None
+                if claim.prompt != self.delivery.seq:
+                    log.warning("request id in use", request=self.key.request, owner=self.key.owner)
+                    return None
+                self.num_attempts = claim.num_attempts + (claim.state == "running")
             try:
-                self.seq = await self._put_claim("running", expected)
+                self._claimed(await self._put_claim("running", expected))
             except ClaimLost:
-                first = False
                 continue
             break
-        self.claimed_s = time.monotonic()
-        log.info("claimed", request=self.key.request, attempt=self.seq, num_attempts=self.num_attempts)
-        if first:
-            return Replay(EMPTY, self.task.seal)
         replay = Replay(await self._broker.read_tape(self.key), self.task.seal)
         if replay.terminal is not None:
             log.info("answered already", request=self.key.request, attempt=self.seq)
             return None
         return replay
 
-    async def _generate(self, replay: Replay) -> End:
+    def _claimed(self, seq: int) -> None:
+        self.seq = seq
+        self.claimed_s = time.monotonic()
+        log.info("claimed", request=self.key.request, attempt=seq, num_attempts=self.num_attempts)
+
+    async def _generate(self, replay: Replay, claim: asyncio.Task[int] | None = None) -> End:
+        """Run the request to the end of its answer. `claim` is still on its way. Raises ClaimLost."""
+        error: Failure | None = None
+        jobs: list[Job] = []
         try:
             jobs = await self._prepare(replay)
-        except RequestError as error:
-            self.answer = self._new_answer([], replay)
-            self.answer.error = failure(error.code, error.message, param=error.param, retry_after_s=error.retry_after_s)
-            return End.FAILED
-        self.answer = self._new_answer(jobs, replay)
-        if self._asked is None and self.answer.open_jobs:
+        except RequestError as reason:
+            error = failure(reason.code, reason.message, param=reason.param, retry_after_s=reason.retry_after_s)
+        label = Label(self._host.model, self._host.backend)
+        self.answer = answer = Answer(self.key.request, jobs, replay, self.task.seal, label, self.outbox.send)
+        if self._asked is not None:
+            answer.end(self._asked)
+        elif error is not None:
+            answer.fail(error)
+        elif answer.open_jobs:
             if isinstance(self.task.prompt, CompletionPrompt) and self.task.prompt.echo:
-                self.answer.echo({job.choice: self._host.text(job.prompt) for job in jobs})
-            self._host.submit(self.name, self.answer)
-        elif self._asked is not None:
-            self.answer.end(self._asked)
-        return await self.answer.ended
+                answer.echo({job.choice: self._host.text(job.prompt) for job in jobs})
+            self._host.submit(self.name, answer)
+        if claim is not None:
+            self._claimed(await claim)
+        answer.begin(self.seq)
+        return await answer.ended
 
     async def _prepare(self, replay: Replay) -> list[Job]:
         prompt, task = self.task.prompt, self.task
@@ -197,12 +220,6 @@ class Attempt:
         inline = len(self.delivery.body) <= INLINE_BYTES
         jobs = work() if inline else await asyncio.to_thread(work)
         return [msgspec.structs.replace(job, resumed=replay.choice(job.choice).tokens) for job in jobs]
-
-    def _new_answer(self, jobs: list[Job], replay: Replay) -> Answer:
-        label = Label(self._host.model, self._host.backend)
-        answer = Answer(self.key.request, jobs, replay, self.task.seal, label, self.outbox.send)
-        answer.attempt = self.seq
-        return answer
 
     async def _close(self, how: End) -> bool:
         """End the request on the tape, then remove the prompt. A lost claim leaves both to its new owner."""

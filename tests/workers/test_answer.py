@@ -20,7 +20,7 @@ PROMPT = (1, 2, 3)
 class Script:
     """An answer to jobs of one prompt, and the frames that it sent."""
 
-    def __init__(self, num_choices: int = 1, tape: Tape = EMPTY) -> None:
+    def __init__(self, num_choices: int = 1, tape: Tape = EMPTY, *, begun: bool = True) -> None:
         self.frames: list[Frame] = []
         replay = Replay(tape, SEAL)
         jobs = [
@@ -28,7 +28,8 @@ class Script:
             for number in range(num_choices)
         ]
         self.answer = Answer("r", jobs, replay, SEAL, Label("m", "stub"), self._send)
-        self.answer.attempt = 7
+        if begun:
+            self.answer.begin(7)
 
     def _send(self, body: bytes) -> None:
         self.frames.append(decode_frame(body))
@@ -129,6 +130,7 @@ async def test_an_error_sends_what_came_before_it_and_ends() -> None:
     script.step(5)
     error = failure(Code.ENGINE_ERROR, "it broke")
     script.answer.push(Update(request="r", choice=0, index=1, error=error))
+    script.answer.flush()
     assert await script.answer.ended is End.FAILED
     assert [frame.text for frame in script.frames] == ["<5>"]
     assert script.terminal.error == error
@@ -143,3 +145,15 @@ async def test_nothing_leaves_after_the_end(how: End) -> None:
     script.answer.flush()
     assert await script.answer.ended is how
     assert script.frames == []
+
+
+async def test_frames_wait_for_the_claim() -> None:
+    script = Script(begun=False)
+    script.step(5)
+    script.answer.flush()
+    assert script.frames == []
+    script.step(6, index=1)
+    script.answer.begin(9)
+    (frame,) = script.frames
+    assert (frame.attempt, frame.text) == (9, "<5><6>")
+    assert SEAL.unseal(frame) == (5, 6)
