@@ -40,6 +40,16 @@ class Reply(msgspec.Struct, frozen=True):
     body: bytes
 
 
+class StoredPrompt(msgspec.Struct, frozen=True):
+    """A prompt in the stream, queued or in flight. `stored_s` is Unix time, by the broker's clock."""
+
+    seq: int
+    lane: Lane
+    body: bytes
+    headers: Mapping[str, str]
+    stored_s: float
+
+
 class TapeEntry(msgspec.Struct, frozen=True):
     """A stored frame and its sequence in the tape."""
 
@@ -122,6 +132,9 @@ class Bucket(Protocol):
 
     async def entries(self) -> list[Entry]: ...
 
+    async def keys(self) -> list[str]:
+        """The keys of all entries, without fetching their values."""
+
     def watch(self) -> AsyncIterator[Entry | None]:
         """All current entries, then None once, then every change; survives reconnects. Close with `aclose()`."""
 
@@ -143,6 +156,12 @@ class Broker(Protocol):
     async def read_prompt(self, seq: int) -> tuple[Lane, bytes, Mapping[str, str]] | None:
         """A stored prompt as it was published, or None when it is gone."""
 
+    async def next_prompt(self, after_seq: int, lane: Lane | None = None) -> StoredPrompt | None:
+        """The oldest prompt after a sequence, of one lane or of all, held or not. Brings its whole body."""
+
+    async def in_flight(self) -> dict[Lane, int]:
+        """Prompts of each lane that were delivered and not acknowledged yet; for people, not for every second."""
+
     async def backlog(self, model: str | None = None) -> dict[Lane, int]:
         """Prompts stored in each lane, queued and in flight, of one model or of all."""
 
@@ -158,6 +177,9 @@ class Broker(Protocol):
         """Write a claim if the newest one is at `expected_seq` (0: none). Returns its sequence. Raises ClaimLost."""
 
     async def last_claim(self, key: RequestKey) -> tuple[int, Claim] | None: ...
+
+    async def claims(self, key: RequestKey) -> tuple[Claim, ...]:
+        """Every claim of a request that the tape still holds, oldest first."""
 
     def send_frame(self, key: RequestKey, body: bytes) -> asyncio.Future[int]:
         """Publish a frame at once; the future is the tape's acknowledgement (its sequence).

@@ -65,6 +65,15 @@ class JetStreamBucket(Bucket):
                 found.append(entry)
         return found
 
+    async def keys(self) -> list[str]:
+        found: list[str] = []
+        async with aclosing(BucketWatch(self._link, self._js, self._name, headers_only=True)) as watch:
+            async for entry in watch:
+                if entry is None:
+                    break
+                found.append(entry.key)
+        return found
+
     def watch(self) -> AsyncIterator[Entry | None]:
         return self._watch()
 

@@ -9,7 +9,7 @@ from inferflux.config.logs import get_logger
 from inferflux.config.settings import Settings
 
 from . import subjects, topology
-from .broker import Bell, Broker, Bucket, Delivery, LaneLimits, Receipt, Reply, Subscription, Tape
+from .broker import Bell, Broker, Bucket, Delivery, LaneLimits, Receipt, Reply, StoredPrompt, Subscription, Tape
 from .bucket import JetStreamBucket
 from .credentials import ROLE_ADMIN, ROLE_API, Connection, resolve
 from .delivery import delete_prompt
@@ -99,6 +99,30 @@ class JetStreamBroker(Broker):
         stored = await self._js.stored(STREAM_PROMPTS, seq=seq)
         return None if stored is None else (subjects.parse_lane(stored.subject), stored.data, stored.headers)
 
+    async def next_prompt(self, after_seq: int, lane: Lane | None = None) -> StoredPrompt | None:
+        wanted = subjects.INFER_ALL if lane is None else subjects.infer(lane)
+        while True:
+            stored = await self._js.stored(STREAM_PROMPTS, seq=after_seq + 1, next_by_subj=wanted)
+            if stored is None:
+                return None
+            try:
+                found = subjects.parse_lane(stored.subject)
+            except ValueError:
+                after_seq = stored.seq
+                continue
+            return StoredPrompt(stored.seq, found, stored.data, stored.headers, stored.stored_s)
+
+    async def in_flight(self) -> dict[Lane, int]:
+        counts: dict[str, int] = {}
+        num_seen = 0
+        while True:
+            page = await self._js.call("CONSUMER", "LIST", STREAM_PROMPTS, body={"offset": num_seen})
+            for each in page.get("consumers") or ():
+                counts[each["config"]["filter_subject"]] = int(each["num_ack_pending"])
+            num_seen += int(page["limit"])
+            if num_seen >= int(page["total"]):
+                return _by_lane({subject: count for subject, count in counts.items() if count})
+
     async def backlog(self, model: str | None = None) -> dict[Lane, int]:
         wanted = subjects.INFER_ALL if model is None else subjects.infer_filter(model)
         counts: dict[str, int] = {}
@@ -126,6 +150,9 @@ class JetStreamBroker(Broker):
 
     async def last_claim(self, key: RequestKey) -> tuple[int, Claim] | None:
         return await self._tape.last_claim(key)
+
+    async def claims(self, key: RequestKey) -> tuple[Claim, ...]:
+        return await self._tape.claims(key)
 
     def send_frame(self, key: RequestKey, body: bytes) -> asyncio.Future[int]:
         return self._frames.send(key, body)

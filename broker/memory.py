@@ -10,12 +10,13 @@ from typing import TypeVar
 from inferflux.config.logs import get_logger
 from inferflux.config.settings import Settings
 
-from .broker import Bell, Broker, Bucket, Delivery, LaneLimits, Receipt, Reply, Subscription, Tape
+from .broker import Bell, Broker, Bucket, Delivery, LaneLimits, Receipt, Reply, StoredPrompt, Subscription, Tape
 from .errors import BrokerError, BrokerUnavailable
 from .memory_bucket import MemoryBucket
 from .memory_prompts import Held, MemoryPrompts
 from .memory_tape import MemoryTape
 from .subjects import BUCKETS, Lane, RequestKey
+from .topology import retention
 from .wire import Claim
 
 T = TypeVar("T")
@@ -44,7 +45,7 @@ class MemoryHub:
         self.online = True
         self.prompts = MemoryPrompts(clock, settings.queue, lambda bell: self.tell(("bell", bell.lane.model), bell))
         self.tape = MemoryTape(clock, settings.tape, lambda reply: self.tell(("reply", reply.key.owner), reply))
-        self.buckets = {name: MemoryBucket(name, clock) for name in BUCKETS}
+        self.buckets = {name: MemoryBucket(name, clock, retention(name, settings)) for name in BUCKETS}
         self._topics: dict[tuple[str, str], set[MemorySubscription]] = {}
 
     def settle(self) -> None:
@@ -130,6 +131,12 @@ class MemoryBroker(Broker):
     async def read_prompt(self, seq: int) -> tuple[Lane, bytes, Mapping[str, str]] | None:
         return self.hub.prompts.read(seq)
 
+    async def next_prompt(self, after_seq: int, lane: Lane | None = None) -> StoredPrompt | None:
+        return self.hub.prompts.next(after_seq, lane)
+
+    async def in_flight(self) -> dict[Lane, int]:
+        return self.hub.prompts.in_flight()
+
     async def backlog(self, model: str | None = None) -> dict[Lane, int]:
         counts = self.hub.prompts.backlog()
         return {lane: count for lane, count in counts.items() if model is None or lane.model == model}
@@ -146,6 +153,9 @@ class MemoryBroker(Broker):
 
     async def last_claim(self, key: RequestKey) -> tuple[int, Claim] | None:
         return self.hub.tape.last_claim(key)
+
+    async def claims(self, key: RequestKey) -> tuple[Claim, ...]:
+        return self.hub.tape.claims(key)
 
     def send_frame(self, key: RequestKey, body: bytes) -> asyncio.Future[int]:
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()

@@ -11,19 +11,22 @@ import msgspec
 from . import subjects
 from .broker import Bucket, Entry
 from .errors import RevisionConflict
+from .topology import Retention
 
 
 class _Stored(msgspec.Struct, frozen=True):
     entry: Entry
+    stored_s: float
     expires_s: float | None
 
 
 class MemoryBucket(Bucket):
     """One bucket, shared by every broker of a hub."""
 
-    def __init__(self, name: str, clock: Callable[[], float]) -> None:
+    def __init__(self, name: str, clock: Callable[[], float], retention: Retention | None = None) -> None:
         self._name = name
         self._clock = clock
+        self._retention = retention
         self._stored: dict[str, _Stored] = {}
         self._last_revision = 0
         self._watches: set[MemoryWatch] = set()
@@ -53,6 +56,9 @@ class MemoryBucket(Bucket):
         self.expire()
         return [stored.entry for stored in self._stored.values()]
 
+    async def keys(self) -> list[str]:
+        return [entry.key for entry in await self.entries()]
+
     def watch(self) -> AsyncIterator[Entry | None]:
         return MemoryWatch(self, self._watches)
 
@@ -67,6 +73,21 @@ class MemoryBucket(Bucket):
         for key, stored in tuple(self._stored.items()):
             if stored.expires_s is not None and stored.expires_s <= now_s:
                 self._remove(key)
+        self._retain(now_s)
+
+    def _retain(self, now_s: float) -> None:
+        """Give up the oldest entries beyond the bounds; as on a server, watchers are not told."""
+        bounds = self._retention
+        if bounds is None:
+            return
+        oldest = sorted(self._stored.values(), key=lambda stored: stored.entry.revision)
+        num_bytes = sum(len(stored.entry.value or b"") for stored in oldest)
+        for num_given_up, stored in enumerate(oldest):
+            late = stored.stored_s + bounds.max_age_s <= now_s
+            if not late and len(oldest) - num_given_up <= bounds.max_entries and num_bytes <= bounds.max_bytes:
+                return
+            num_bytes -= len(stored.entry.value or b"")
+            del self._stored[stored.entry.key]
 
     def _get(self, key: str) -> Entry | None:
         self.expire()
@@ -83,7 +104,8 @@ class MemoryBucket(Bucket):
             expires_s = self._clock() + whole_s
             asyncio.get_running_loop().call_later(whole_s + 0.01, self.expire)
         entry = Entry(key, value, self._last_revision)
-        self._stored[key] = _Stored(entry, expires_s)
+        self._stored[key] = _Stored(entry, self._clock(), expires_s)
+        self._retain(self._clock())
         self._tell(entry)
         return entry.revision
 

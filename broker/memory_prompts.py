@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 
 import msgspec
 
 from inferflux.config.settings import QueueSettings
 
-from .broker import Bell, LaneLimits, Receipt
+from .broker import Bell, LaneLimits, Receipt, StoredPrompt
 from .errors import QueueFull, TooManyLanes
 from .subjects import HEADER_MSG_ID, HEADER_SEQUENCE, Lane
 from .topology import DUPLICATE_WINDOW_S
@@ -23,6 +24,7 @@ class _Prompt(msgspec.Struct):
     lane: Lane
     body: bytes
     headers: Mapping[str, str]
+    stored_s: float
     due_s: float | None = None
     num_delivered: int = 0
 
@@ -67,7 +69,7 @@ class MemoryPrompts:
             raise QueueFull(f"{lane.tenant} has as many prompts waiting as a lane may hold")
         self._last_seq += 1
         headers = {**headers, HEADER_MSG_ID: msg_id}
-        self._prompts[self._last_seq] = _Prompt(self._last_seq, lane, body, headers)
+        self._prompts[self._last_seq] = _Prompt(self._last_seq, lane, body, headers, time.time())
         self._message_ids[msg_id] = (self._last_seq, now_s)
         self._ring(Bell(lane, self._last_seq, {**headers, HEADER_SEQUENCE: str(self._last_seq)}))
         return Receipt(self._last_seq, False)
@@ -78,6 +80,19 @@ class MemoryPrompts:
     def read(self, seq: int) -> tuple[Lane, bytes, Mapping[str, str]] | None:
         prompt = self._prompts.get(seq)
         return None if prompt is None else (prompt.lane, prompt.body, prompt.headers)
+
+    def next(self, after_seq: int, lane: Lane | None) -> StoredPrompt | None:
+        for prompt in self._prompts.values():
+            if prompt.seq > after_seq and lane in (None, prompt.lane):
+                return StoredPrompt(prompt.seq, prompt.lane, prompt.body, prompt.headers, prompt.stored_s)
+        return None
+
+    def in_flight(self) -> dict[Lane, int]:
+        counts: dict[Lane, int] = {}
+        for prompt in self._prompts.values():
+            if prompt.due_s is not None:
+                counts[prompt.lane] = counts.get(prompt.lane, 0) + 1
+        return counts
 
     def backlog(self) -> dict[Lane, int]:
         counts: dict[Lane, int] = {}

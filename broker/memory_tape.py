@@ -60,6 +60,10 @@ class MemoryTape:
             return None
         return request.claims[-1].seq, wire.decode_claim(request.claims[-1].body)
 
+    def claims(self, key: RequestKey) -> tuple[Claim, ...]:
+        self._expire()
+        return tuple(wire.decode_claim(record.body) for record in self._requests.get(key, _Request()).claims)
+
     def put_frame(self, key: RequestKey, body: bytes) -> int:
         record = self._store(subjects.frame(key), body)
         frames = self._requests.setdefault(key, _Request()).frames

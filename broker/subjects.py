@@ -25,6 +25,7 @@ BUCKET_TENANTS = "tenants"
 BUCKET_WORKERS = "workers"
 BUCKET_IDEMPOTENCY = "idempotency"
 BUCKET_BATCHES = "batches"
+BUCKET_DEADLETTERS = "deadletters"
 BUCKETS = (
     BUCKET_REGISTRY,
     BUCKET_POLICY,
@@ -32,6 +33,7 @@ BUCKETS = (
     BUCKET_WORKERS,
     BUCKET_IDEMPOTENCY,
     BUCKET_BATCHES,
+    BUCKET_DEADLETTERS,
 )
 EXPIRING_BUCKETS = frozenset({BUCKET_WORKERS, BUCKET_IDEMPOTENCY})
 OBJECTS_FILES = "files"
@@ -170,6 +172,19 @@ def claim(key: RequestKey) -> str:
 
 def frame(key: RequestKey) -> str:
     return f"{ROOT}.tape.{_key_tokens(key)}.frame"
+
+
+def key_id(key: RequestKey) -> str:
+    """A request's name for people, URLs and KV: owner and id, unlike the id alone unique over all owners."""
+    return _key_tokens(key)
+
+
+def parse_key_id(text: str) -> RequestKey:
+    """The request that `key_id` named. Raises ValueError for any other text."""
+    owner, dot, request = text.partition(".")
+    if not dot or "." in request:
+        raise ValueError(f"{text[:100]!r} names no request: write it as OWNER.REQUEST")
+    return RequestKey(decode_token(owner), decode_token(request))
 
 
 def tape_filter(key: RequestKey) -> str:

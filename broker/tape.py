@@ -57,6 +57,14 @@ class TapeStream:
         stored = await self._js.stored(STREAM_TAPE, last_by_subj=subjects.claim(key))
         return None if stored is None else (stored.seq, wire.decode_claim(stored.data))
 
+    async def claims(self, key: RequestKey) -> tuple[Claim, ...]:
+        """Every claim that is still stored, oldest first."""
+        subject = subjects.claim(key)
+        last = await self._js.stored(STREAM_TAPE, last_by_subj=subject)
+        if last is None:
+            return ()
+        return tuple(wire.decode_claim(entry.body) for entry in await self._read_until(subject, 0, last.seq))
+
     async def read(self, key: RequestKey, after_seq: int) -> Tape:
         """The newest claim, and every frame after `after_seq`."""
         subject = subjects.frame(key)

@@ -27,10 +27,11 @@ log = get_logger("broker")
 class BucketWatch(AsyncIterator[Entry | None]):
     """All entries, None once, then every change. After a gap it lists again and reports the difference."""
 
-    def __init__(self, link: Link, js: JetStreamApi, bucket: str) -> None:
+    def __init__(self, link: Link, js: JetStreamApi, bucket: str, *, headers_only: bool = False) -> None:
         self._link = link
         self._js = js
         self._bucket = bucket
+        self._headers_only = headers_only
         self._stream = subjects.kv_stream(bucket)
         self._prefix = subjects.kv(bucket, "")
         self._known: dict[str, int] = {}
@@ -85,6 +86,7 @@ class BucketWatch(AsyncIterator[Entry | None]):
             "deliver_subject": inbox,
             "deliver_policy": "last_per_subject",
             "filter_subject": f"{self._prefix}>",
+            "headers_only": self._headers_only,
             "ack_policy": "none",
             "max_deliver": 1,
             "mem_storage": True,

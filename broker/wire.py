@@ -102,6 +102,19 @@ class Claim(Wire, frozen=True, kw_only=True):
     at: float = 0.0
 
 
+class Head(Wire, frozen=True, kw_only=True):
+    """What an API replica notes on the tape of a request that it has accepted: all that another replica needs to go
+    on answering it. `prompt` is the prompt's sequence in the stream."""
+
+    kind: Literal["chat", "completion", "embedding"]
+    model: str
+    service_class: str
+    tenant: str
+    created: float
+    prompt: int
+    include_usage: bool = False
+
+
 class TokenLogprob(Wire, frozen=True, kw_only=True):
     """A token with its log probability (natural logarithm) and its exact bytes."""
 
@@ -259,14 +272,49 @@ class Gossip(Wire, frozen=True, kw_only=True):
     num_owed: int = 0
 
 
+class LostAttempt(Wire, frozen=True, kw_only=True):
+    """A claim that came to nothing, as of a dead letter: who made it, when, and whether it was handed back."""
+
+    worker: str
+    at: float
+    state: Literal["running", "released", "cancelled"] = "running"
+
+
+class DeadLetter(Wire, frozen=True, kw_only=True):
+    """Why and when a request was given up, and the message it came as, but for its body: that is kept beside it.
+
+    `headers` are those of the prompt without its stamp.
+    """
+
+    owner: str
+    request: str
+    model: str
+    service_class: str
+    tenant: str
+    reason: Failure
+    at: float
+    attempts: tuple[LostAttempt, ...] = ()
+    headers: dict[str, str] = {}
+
+
+class Fairness(Wire, frozen=True, kw_only=True):
+    """What operators changed while the fleet runs: it wins over the settings. The value of `policy` `fairness`."""
+
+    weights: dict[str, Annotated[float, Meta(gt=0)]] = {}
+    min_share: dict[Literal["default", "batch"], Annotated[float, Meta(ge=0, le=1)]] = {}
+
+
 T = TypeVar("T", bound=Wire)
 
 _encoder = msgspec.json.Encoder()
 _prompt_decoder: msgspec.json.Decoder[AnyPrompt] = msgspec.json.Decoder(AnyPrompt)
 _frame_decoder = msgspec.json.Decoder(Frame)
 _claim_decoder = msgspec.json.Decoder(Claim)
+_head_decoder = msgspec.json.Decoder(Head)
 _beat_decoder = msgspec.json.Decoder(WorkerBeat)
 _gossip_decoder = msgspec.json.Decoder(Gossip)
+_dead_letter_decoder = msgspec.json.Decoder(DeadLetter)
+_fairness_decoder = msgspec.json.Decoder(Fairness)
 
 
 def encode(message: Wire) -> bytes:
@@ -287,6 +335,10 @@ def decode_claim(body: bytes) -> Claim:
     return _claim_decoder.decode(body)
 
 
+def decode_head(body: bytes) -> Head:
+    return _head_decoder.decode(body)
+
+
 def decode_beat(body: bytes) -> WorkerBeat:
     return _beat_decoder.decode(body)
 
@@ -295,10 +347,18 @@ def decode_gossip(body: bytes) -> Gossip:
     return _gossip_decoder.decode(body)
 
 
+def decode_dead_letter(body: bytes) -> DeadLetter:
+    return _dead_letter_decoder.decode(body)
+
+
+def decode_fairness(body: bytes) -> Fairness:
+    return _fairness_decoder.decode(body)
+
+
 def json_schema() -> dict[str, Any]:
     """JSON Schema components of the whole message surface, for documents and for other languages."""
     _, components = msgspec.json.schema_components(
-        (CompletionPrompt, ChatPrompt, EmbeddingPrompt, Claim, Frame, WorkerBeat, Gossip),
+        (CompletionPrompt, ChatPrompt, EmbeddingPrompt, Head, Claim, Frame, WorkerBeat, Gossip, DeadLetter, Fairness),
         ref_template="#/components/schemas/{name}",
     )
     return dict(components)

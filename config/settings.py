@@ -63,6 +63,9 @@ class QueueSettings(Section, frozen=True, kw_only=True):
     no_backend_grace_s: Seconds = 10.0
     max_attempts: Positive = 3
     resync_interval_s: Seconds = 1.0
+    dead_max_letters: Positive = 1000
+    dead_max_bytes: Positive = 64 * 1024 * 1024
+    dead_max_age_s: Annotated[float, Meta(ge=1)] = 7 * 24 * 3600.0
 
 
 class TapeSettings(Section, frozen=True, kw_only=True):
