@@ -59,14 +59,17 @@ class Intake:
 
     @property
     def num_free_slots(self) -> int:
-        """Sequences that could start now; none while the model is loading or when it failed."""
-        if self._host.state != "ready":
+        """Sequences that could start now; none while the model is loading or when it failed, or the engine hangs."""
+        if self._host.state != "ready" or self._hangs:
             return 0
         return max(0, self._host.capacity.max_sequences - sum(attempt.num_slots for attempt in self._mine()))
 
     @property
     def running(self) -> Counter[Lane]:
-        """How many prompts of each lane this worker holds."""
+        """How many prompts of each lane this worker holds. A hung engine holds none: their leases run out, and whoever
+        believed that they were in flight would not look for them."""
+        if self._hangs:
+            return Counter()
         return Counter(attempt.delivery.lane for attempt in self._mine())
 
     def wake(self) -> None:
@@ -196,6 +199,10 @@ class Intake:
                 await self._broker.send_gossip(self._host.model, encode(gossip))
             await asyncio.sleep(self._settings.fairness.gossip_interval_s)
             self._wake.set()
+
+    @property
+    def _hangs(self) -> bool:
+        return self._host.stalled_s() >= self._settings.worker.hang_timeout_s
 
     def _mine(self) -> Iterator[Attempt]:
         return (attempt for attempt in self._attempts() if attempt.delivery.lane.model == self._host.model)
