@@ -9,11 +9,12 @@ from typing import Literal
 import msgspec
 
 from inferflux.broker.broker import Broker, Delivery
-from inferflux.broker.errors import BrokerUnavailable, ClaimLost, Code, RequestError
+from inferflux.broker.errors import BrokerError, BrokerUnavailable, ClaimLost, Code, RequestError
 from inferflux.broker.subjects import RequestKey
 from inferflux.broker.wire import AnyPrompt, Claim, CompletionPrompt, Failure, failure
 from inferflux.config.logs import get_logger
 from inferflux.config.settings import Settings
+from inferflux.registry.deadletters import DeadLetters
 
 from .answer import Answer, End, Label, cancelled
 from .engine.job import Job
@@ -235,11 +236,26 @@ class Attempt:
                     self.seq = await self._put_claim("cancelled", self.seq)
                     await self._confirm_cancel(self.seq)
                 case End.FINISHED | End.FAILED:
+                    if self.answer.error is not None and self.answer.error.code == Code.ATTEMPTS_EXHAUSTED:
+                        await self._bury(self.answer.error)
                     await self.outbox.finish(self.answer.terminal(), fence=self.seq)
         except ClaimLost:
             return await self._yield_claim()
         await self.delivery.ack()
         return True
+
+    async def _bury(self, reason: Failure) -> None:
+        """Before the end is told: a crash in between buries the prompt again, and does not lose it."""
+        task, delivery = self.task, self.delivery
+        while True:
+            try:
+                await DeadLetters(self._broker).bury(task.key, delivery.lane, delivery.headers, delivery.body, reason)
+                return
+            except BrokerUnavailable:
+                await asyncio.sleep(RETRY_S)
+            except BrokerError as error:
+                log.error("dead letter not kept", request=task.key.request, reason=str(error))
+                return
 
     async def _yield_claim(self) -> bool:
         last = await self._patiently_last_claim()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import msgspec
@@ -27,8 +28,11 @@ from inferflux.config.settings import (
     TenantSettings,
     WorkerSettings,
 )
+from inferflux.registry.deadletters import DeadLetters
 from inferflux.registry.tenants import Tenants
+from inferflux.workers.backends.backend import Chunk, Sample
 from inferflux.workers.backends.opening import open_backend
+from inferflux.workers.backends.stub import StubBackend
 from inferflux.workers.host import ModelHost
 from inferflux.workers.meter import Meter
 from inferflux.workers.reader import PromptReader
@@ -273,6 +277,20 @@ async def test_a_request_that_lost_three_workers_is_given_up(fleet: Fleet) -> No
     assert error is not None
     assert error.code == "attempts_exhausted"
     await fleet.wait_until_empty()
+    (letter,) = await DeadLetters(fleet.client).all()
+    assert letter.id == "t-acme.poison"
+    assert msgspec.json.decode(letter.body)["id"] == "poison"
+    assert [attempt.worker for attempt in letter.about.attempts] == ["dead"]
+
+
+async def test_only_what_is_given_up_becomes_a_dead_letter(fleet: Fleet) -> None:
+    fleet.start_worker()
+    await fleet.publish("bad", temperature=-1)
+    await fleet.publish("good")
+    assert (await fleet.frames("bad"))[-1].error is not None
+    assert (await fleet.frames("good"))[-1].usage is not None
+    await fleet.wait_until_empty()
+    assert await DeadLetters(fleet.client).all() == []
 
 
 async def test_a_request_that_was_answered_before_the_ack_is_only_acked(fleet: Fleet) -> None:
@@ -312,3 +330,32 @@ async def test_metrics_tell_what_happened(fleet: Fleet) -> None:
     assert value("inferflux_generation_tokens_total") == 4
     assert value("inferflux_kv_pages_in_use") == 0
     assert value("inferflux_request_queue_time_seconds_count") == 1
+
+
+async def test_a_hung_engine_loses_its_prompts_and_ends_its_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    stuck, released = threading.Event(), threading.Event()
+    compute = StubBackend.run
+
+    def run(self: StubBackend, batch: Sequence[Chunk]) -> list[Sample]:
+        if not stuck.is_set():
+            stuck.set()
+            released.wait()
+        return compute(self, batch)
+
+    monkeypatch.setattr(StubBackend, "run", run)
+    quick = msgspec.structs.replace(settings(), worker=WorkerSettings(hang_timeout_s=0.3))
+    fleet = Fleet(quick)
+    await fleet.listen("t-acme")
+    hung = fleet.start_worker()
+    await fleet.publish("r1")
+    async with asyncio.timeout(10):
+        await fleet.workers[0][1]
+    assert hung.hung == {"stub"}
+    fleet.start_worker()
+    frames = await fleet.frames("r1")
+    released.set()
+    assert frames[-1].usage is not None
+    last = await fleet.client.last_claim(RequestKey("t-acme", "r1"))
+    assert last is None or last[1].num_attempts == 2
+    await fleet.stop()
+    await hung.hosts[0].close()
