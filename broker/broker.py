@@ -13,7 +13,7 @@ from typing import Protocol
 import msgspec
 
 from .subjects import Lane, RequestKey
-from .wire import Claim
+from .wire import Claim, Head
 
 
 class Receipt(msgspec.Struct, frozen=True):
@@ -124,7 +124,7 @@ class Bucket(Protocol):
     async def create(self, key: str, value: bytes, *, ttl_s: float | None = None) -> int:
         """Raises RevisionConflict when the key exists."""
 
-    async def update(self, key: str, value: bytes, revision: int) -> int:
+    async def update(self, key: str, value: bytes, revision: int, *, ttl_s: float | None = None) -> int:
         """Raises RevisionConflict when the entry is not at `revision`."""
 
     async def delete(self, key: str, revision: int | None = None) -> None:
@@ -173,6 +173,14 @@ class Broker(Protocol):
         Creates the lane's consumer when it is missing. Raises TooManyLanes.
         """
 
+    def send_head(self, key: RequestKey, head: Head) -> asyncio.Future[int]:
+        """Note on the tape what another replica needs to answer this request; the future is as `send_frame`'s."""
+
+    async def read_head(self, key: RequestKey) -> Head | None: ...
+
+    async def heads(self) -> list[RequestKey]:
+        """Every request that has a head on the tape."""
+
     async def put_claim(self, key: RequestKey, claim: Claim, *, expected_seq: int) -> int:
         """Write a claim if the newest one is at `expected_seq` (0: none). Returns its sequence. Raises ClaimLost."""
 
@@ -202,8 +210,10 @@ class Broker(Protocol):
     async def tape_fill(self) -> float:
         """Share of the tape's byte limit that is in use, 0 to 1."""
 
-    async def listen_replies(self, owner: str, on_reply: Callable[[Reply], None]) -> Subscription:
-        """Every frame of every request of one owner, live."""
+    async def listen_replies(
+        self, owner: str, on_reply: Callable[[Reply], None], *, request: str | None = None
+    ) -> Subscription:
+        """Every frame of one owner's requests, or of one request, live."""
 
     async def send_cancel(self, key: RequestKey) -> None:
         """Hint to every worker that a request was cancelled; the claim decides."""

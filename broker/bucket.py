@@ -45,8 +45,8 @@ class JetStreamBucket(Bucket):
         # What is left there only marks that the key was deleted or has expired.
         return await self._publish(key, value, headers, expected=0 if stored is None else stored.seq)
 
-    async def update(self, key: str, value: bytes, revision: int) -> int:
-        return await self._publish(key, value, {}, expected=revision)
+    async def update(self, key: str, value: bytes, revision: int, *, ttl_s: float | None = None) -> int:
+        return await self._publish(key, value, self._ttl(ttl_s), expected=revision)
 
     async def delete(self, key: str, revision: int | None = None) -> None:
         stored = await self._stored(key)

@@ -51,6 +51,7 @@ class Code(StrEnum):
     OUT_OF_CAPACITY = "out_of_capacity"
     ATTEMPTS_EXHAUSTED = "attempts_exhausted"
     STREAM_DIVERGED = "stream_diverged"
+    STREAM_GONE = "stream_gone"
     ENGINE_ERROR = "engine_error"
     INTERNAL_ERROR = "internal_error"
 
@@ -75,6 +76,7 @@ HTTP_ERRORS: dict[Code, HttpError] = {
     Code.MODEL_NOT_FOUND: HttpError(404, "invalid_request_error"),
     Code.NOT_FOUND: HttpError(404, "invalid_request_error"),
     Code.METHOD_NOT_ALLOWED: HttpError(405, "invalid_request_error"),
+    Code.STREAM_GONE: HttpError(410, "invalid_request_error"),
     Code.REQUEST_TOO_LARGE: HttpError(413, "invalid_request_error"),
     Code.UNSUPPORTED_MEDIA_TYPE: HttpError(415, "invalid_request_error"),
     Code.IDEMPOTENCY_CONFLICT: HttpError(422, "invalid_request_error"),

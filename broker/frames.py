@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import re
 
-from . import subjects
 from .errors import BrokerError, BrokerUnavailable, TapeFull
 from .link import Link
 from .packet import Packet
-from .subjects import RequestKey
 
 _SEQ = re.compile(rb'"seq": ?(\d+)')
 
@@ -29,13 +27,13 @@ class FramePublisher:
     async def open(self) -> None:
         await self._link.listen(f"{self._inbox}.*", self._on_ack)
 
-    def send(self, key: RequestKey, body: bytes) -> asyncio.Future[int]:
-        """The future is the frame's sequence on the tape, or TapeFull, or BrokerUnavailable."""
+    def send(self, subject: str, body: bytes) -> asyncio.Future[int]:
+        """The future is the message's sequence on the tape, or TapeFull, or BrokerUnavailable."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[int] = loop.create_future()
         self._num_sent += 1
         try:
-            self._link.send(subjects.frame(key), body, f"{self._inbox}.{self._num_sent}")
+            self._link.send(subject, body, f"{self._inbox}.{self._num_sent}")
         except BrokerError as error:
             _fail(future, error)
             return future

@@ -19,9 +19,9 @@ from .jetstream_api import ERR_STREAM_STORE_FAILED, ApiError, JetStreamApi
 from .lanes import Lanes
 from .link import Link
 from .packet import Packet
-from .subjects import STREAM_PROMPTS, Lane, RequestKey
+from .subjects import STREAM_PROMPTS, STREAM_TAPE, Lane, RequestKey
 from .tape import TapeStream
-from .wire import Claim
+from .wire import Claim, Head, encode
 
 CONNECT_DEADLINE_S = 15.0
 
@@ -125,15 +125,7 @@ class JetStreamBroker(Broker):
 
     async def backlog(self, model: str | None = None) -> dict[Lane, int]:
         wanted = subjects.INFER_ALL if model is None else subjects.infer_filter(model)
-        counts: dict[str, int] = {}
-        while True:
-            info = await self._js.call(
-                "STREAM", "INFO", STREAM_PROMPTS, body={"subjects_filter": wanted, "offset": len(counts)}
-            )
-            page: dict[str, int] = info["state"].get("subjects") or {}
-            counts |= page
-            if not page or len(counts) >= int(info.get("total", 0)):
-                return _by_lane(counts)
+        return _by_lane(await self._js.subject_counts(STREAM_PROMPTS, wanted))
 
     async def listen_bells(self, model: str, on_bell: Callable[[Bell], None]) -> Subscription:
         def on_packet(packet: Packet) -> None:
@@ -145,6 +137,15 @@ class JetStreamBroker(Broker):
     async def pull(self, lane: Lane, limits: LaneLimits) -> Delivery | None:
         return await self._lanes.pull(lane, limits)
 
+    def send_head(self, key: RequestKey, head: Head) -> asyncio.Future[int]:
+        return self._frames.send(subjects.head(key), encode(head))
+
+    async def read_head(self, key: RequestKey) -> Head | None:
+        return await self._tape.read_head(key)
+
+    async def heads(self) -> list[RequestKey]:
+        return [subjects.parse_key(name) for name in await self._js.subject_counts(STREAM_TAPE, subjects.HEAD_ALL)]
+
     async def put_claim(self, key: RequestKey, claim: Claim, *, expected_seq: int) -> int:
         return await self._tape.put_claim(key, claim, expected_seq=expected_seq)
 
@@ -155,7 +156,7 @@ class JetStreamBroker(Broker):
         return await self._tape.claims(key)
 
     def send_frame(self, key: RequestKey, body: bytes) -> asyncio.Future[int]:
-        return self._frames.send(key, body)
+        return self._frames.send(subjects.frame(key), body)
 
     async def put_terminal(self, key: RequestKey, body: bytes, *, fence: int) -> int:
         return await self._tape.put_terminal(key, body, fence=fence)
@@ -169,12 +170,16 @@ class JetStreamBroker(Broker):
     async def tape_fill(self) -> float:
         return await self._tape.fill()
 
-    async def listen_replies(self, owner: str, on_reply: Callable[[Reply], None]) -> Subscription:
+    async def listen_replies(
+        self, owner: str, on_reply: Callable[[Reply], None], *, request: str | None = None
+    ) -> Subscription:
         def on_packet(packet: Packet) -> None:
             seq = int(packet.header(subjects.HEADER_SEQUENCE) or 0)
             last_seq = int(packet.header(subjects.HEADER_LAST_SEQUENCE) or 0)
             on_reply(Reply(subjects.parse_key(packet.subject), seq, last_seq, packet.data))
 
+        if request is not None:
+            return await self._listen(subjects.reply(RequestKey(owner, request)), on_packet)
         return await self._listen(subjects.reply_filter(owner), on_packet)
 
     async def send_cancel(self, key: RequestKey) -> None:

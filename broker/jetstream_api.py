@@ -107,6 +107,16 @@ class JetStreamApi:
                 raise BrokerUnavailable(str(error)) from error
             raise
 
+    async def subject_counts(self, stream: str, wanted: str) -> dict[str, int]:
+        """How many messages a stream holds on each subject that matches."""
+        counts: dict[str, int] = {}
+        while True:
+            info = await self.call("STREAM", "INFO", stream, body={"subjects_filter": wanted, "offset": len(counts)})
+            page: dict[str, int] = info["state"].get("subjects") or {}
+            counts |= page
+            if not page or len(counts) >= int(info.get("total", 0)):
+                return counts
+
     async def publish(self, subject: str, data: bytes, headers: Mapping[str, str]) -> Ack:
         """Publish until the stream has answered. The headers must hold a message id, so that a second try after a
         lost answer finds the first one's copy."""

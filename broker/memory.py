@@ -17,7 +17,7 @@ from .memory_prompts import Held, MemoryPrompts
 from .memory_tape import MemoryTape
 from .subjects import BUCKETS, Lane, RequestKey
 from .topology import retention
-from .wire import Claim
+from .wire import Claim, Head
 
 T = TypeVar("T")
 
@@ -148,6 +148,15 @@ class MemoryBroker(Broker):
         held = self.hub.prompts.pull(lane, limits)
         return None if held is None else MemoryDelivery(self, held)
 
+    def send_head(self, key: RequestKey, head: Head) -> asyncio.Future[int]:
+        return _sent(lambda: self.hub.tape.put_head(key, head))
+
+    async def read_head(self, key: RequestKey) -> Head | None:
+        return self.hub.tape.head(key)
+
+    async def heads(self) -> list[RequestKey]:
+        return self.hub.tape.heads()
+
     async def put_claim(self, key: RequestKey, claim: Claim, *, expected_seq: int) -> int:
         return self.hub.tape.put_claim(key, claim, expected_seq)
 
@@ -158,14 +167,7 @@ class MemoryBroker(Broker):
         return self.hub.tape.claims(key)
 
     def send_frame(self, key: RequestKey, body: bytes) -> asyncio.Future[int]:
-        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        try:
-            future.set_result(self.hub.tape.put_frame(key, body))
-        except BrokerError as error:
-            future.set_exception(error)
-            # Marks it as seen: a failure that nobody awaits is not worth a warning.
-            future.exception()
-        return future
+        return _sent(lambda: self.hub.tape.put_frame(key, body))
 
     async def put_terminal(self, key: RequestKey, body: bytes, *, fence: int) -> int:
         return self.hub.tape.put_terminal(key, body, fence)
@@ -179,8 +181,14 @@ class MemoryBroker(Broker):
     async def tape_fill(self) -> float:
         return self.hub.tape.fill
 
-    async def listen_replies(self, owner: str, on_reply: Callable[[Reply], None]) -> Subscription:
-        return self._listen("reply", owner, Reply, on_reply)
+    async def listen_replies(
+        self, owner: str, on_reply: Callable[[Reply], None], *, request: str | None = None
+    ) -> Subscription:
+        def on_any(reply: Reply) -> None:
+            if request in (None, reply.key.request):
+                on_reply(reply)
+
+        return self._listen("reply", owner, Reply, on_any)
 
     async def send_cancel(self, key: RequestKey) -> None:
         self.hub.tell(("cancel", ""), key)
@@ -206,6 +214,17 @@ class MemoryBroker(Broker):
             callback(message)
 
         return self.hub.listen((kind, name), deliver)
+
+
+def _sent(store: Callable[[], int]) -> asyncio.Future[int]:
+    future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    try:
+        future.set_result(store())
+    except BrokerError as error:
+        future.set_exception(error)
+        # Marks it as seen: a failure that nobody awaits is not worth a warning.
+        future.exception()
+    return future
 
 
 def _deliver(subscription: MemorySubscription, message: object) -> None:

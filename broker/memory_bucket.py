@@ -42,9 +42,9 @@ class MemoryBucket(Bucket):
             raise RevisionConflict(f"{self._name}: {key} has changed")
         return self._put(key, value, ttl_s)
 
-    async def update(self, key: str, value: bytes, revision: int) -> int:
+    async def update(self, key: str, value: bytes, revision: int, *, ttl_s: float | None = None) -> int:
         self._check(key, revision)
-        return self._put(key, value, None)
+        return self._put(key, value, ttl_s)
 
     async def delete(self, key: str, revision: int | None = None) -> None:
         if revision is not None:

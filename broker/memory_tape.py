@@ -12,7 +12,7 @@ from . import subjects, wire
 from .broker import Reply, Tape, TapeEntry
 from .errors import ClaimLost, TapeFull
 from .subjects import RequestKey
-from .wire import Claim
+from .wire import Claim, Head
 
 # What the server adds to every message that it keeps in memory.
 OVERHEAD_BYTES = 16
@@ -26,6 +26,7 @@ class _Record(msgspec.Struct, frozen=True):
 
 
 class _Request(msgspec.Struct):
+    heads: list[_Record] = msgspec.field(default_factory=list)
     claims: list[_Record] = msgspec.field(default_factory=list)
     frames: list[_Record] = msgspec.field(default_factory=list)
     terminals: dict[int, int] = msgspec.field(default_factory=dict)
@@ -46,6 +47,20 @@ class MemoryTape:
     def fill(self) -> float:
         self._expire()
         return self._num_bytes / self._settings.max_bytes
+
+    def put_head(self, key: RequestKey, head: Head) -> int:
+        record = self._store(subjects.head(key), wire.encode(head))
+        self._requests.setdefault(key, _Request()).heads.append(record)
+        return record.seq
+
+    def head(self, key: RequestKey) -> Head | None:
+        self._expire()
+        request = self._requests.get(key)
+        return wire.decode_head(request.heads[-1].body) if request is not None and request.heads else None
+
+    def heads(self) -> list[RequestKey]:
+        self._expire()
+        return [key for key, request in self._requests.items() if request.heads]
 
     def put_claim(self, key: RequestKey, claim: Claim, expected_seq: int) -> int:
         self._fence(key, expected_seq, "the claim")
@@ -89,7 +104,7 @@ class MemoryTape:
 
     def purge(self, key: RequestKey) -> None:
         request = self._requests.pop(key, _Request())
-        self._num_bytes -= sum(record.size for record in (*request.claims, *request.frames))
+        self._num_bytes -= sum(record.size for record in (*request.heads, *request.claims, *request.frames))
 
     def _fence(self, key: RequestKey, expected_seq: int, what: str) -> None:
         claimed = self.last_claim(key)
@@ -109,8 +124,8 @@ class MemoryTape:
     def _expire(self) -> None:
         oldest_s = self._clock() - self._settings.max_age_s
         for key, request in tuple(self._requests.items()):
-            for records in (request.claims, request.frames):
+            for records in (request.heads, request.claims, request.frames):
                 while records and records[0].stored_s <= oldest_s:
                     self._num_bytes -= records.pop(0).size
-            if not request.claims and not request.frames:
+            if not request.heads and not request.claims and not request.frames:
                 del self._requests[key]

@@ -25,6 +25,7 @@ BUCKET_TENANTS = "tenants"
 BUCKET_WORKERS = "workers"
 BUCKET_IDEMPOTENCY = "idempotency"
 BUCKET_BATCHES = "batches"
+BUCKET_PRESENCE = "presence"
 BUCKET_DEADLETTERS = "deadletters"
 BUCKETS = (
     BUCKET_REGISTRY,
@@ -33,9 +34,10 @@ BUCKETS = (
     BUCKET_WORKERS,
     BUCKET_IDEMPOTENCY,
     BUCKET_BATCHES,
+    BUCKET_PRESENCE,
     BUCKET_DEADLETTERS,
 )
-EXPIRING_BUCKETS = frozenset({BUCKET_WORKERS, BUCKET_IDEMPOTENCY})
+EXPIRING_BUCKETS = frozenset({BUCKET_WORKERS, BUCKET_IDEMPOTENCY, BUCKET_PRESENCE})
 OBJECTS_FILES = "files"
 
 HEADER_MSG_ID = "Nats-Msg-Id"
@@ -55,6 +57,7 @@ HEADER_TRACEPARENT = "traceparent"
 
 INFER_ALL = f"{ROOT}.infer.*.*.*"
 TAPE_ALL = f"{ROOT}.tape.>"
+HEAD_ALL = f"{ROOT}.tape.*.*.head"
 LIMIT_ALL = f"{ROOT}.limit.*.*.*"
 CANCEL_ALL = f"{ROOT}.cancel.*.*"
 BELL_SOURCE = f"{ROOT}.infer.>"
@@ -185,6 +188,10 @@ def parse_key_id(text: str) -> RequestKey:
     if not dot or "." in request:
         raise ValueError(f"{text[:100]!r} names no request: write it as OWNER.REQUEST")
     return RequestKey(decode_token(owner), decode_token(request))
+
+
+def head(key: RequestKey) -> str:
+    return f"{ROOT}.tape.{_key_tokens(key)}.head"
 
 
 def tape_filter(key: RequestKey) -> str:

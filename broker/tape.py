@@ -20,7 +20,7 @@ from .jetstream_api import (
 from .link import Link
 from .packet import Packet
 from .subjects import STREAM_TAPE, RequestKey
-from .wire import Claim
+from .wire import Claim, Head
 
 BATCH = 1000
 
@@ -43,6 +43,10 @@ class TapeStream:
     async def put_claim(self, key: RequestKey, claim: Claim, *, expected_seq: int) -> int:
         headers = {subjects.HEADER_EXPECTED_SUBJECT_SEQ: str(expected_seq)}
         return await self._put(subjects.claim(key), wire.encode(claim), headers, "the claim")
+
+    async def read_head(self, key: RequestKey) -> Head | None:
+        stored = await self._js.stored(STREAM_TAPE, last_by_subj=subjects.head(key))
+        return None if stored is None else wire.decode_head(stored.data)
 
     async def put_terminal(self, key: RequestKey, body: bytes, *, fence: int) -> int:
         headers = {

@@ -10,7 +10,7 @@ from harness.world import Inbox, World
 from inferflux.broker.broker import Reply, Tape
 from inferflux.broker.errors import ClaimLost
 from inferflux.broker.subjects import RequestKey
-from inferflux.broker.wire import Claim
+from inferflux.broker.wire import Claim, Head
 
 
 async def test_claim_is_won_once(world: World, key: RequestKey) -> None:
@@ -49,6 +49,35 @@ async def test_frames_keep_their_order(world: World, key: RequestKey) -> None:
     assert [(each.seq, each.body) for each in tape.frames] == [(seq, b"%d" % number) for number, seq in enumerate(seqs)]
     assert (await api.read_tape(key, after_seq=seqs[297])).frames == tape.frames[298:]
     assert (await api.read_tape(key, after_seq=seqs[-1])).frames == ()
+
+
+async def test_head_is_kept_beside_the_frames_until_the_purge(world: World, key: RequestKey) -> None:
+    api, other = await world.broker("api"), await world.broker("api")
+    head = Head(kind="chat", model="m", service_class="default", tenant="t", created=1.5, prompt=7)
+    replies = Inbox()
+    await api.listen_replies(key.owner, replies.put)
+    assert await api.read_head(key) is None
+    await api.send_head(key, head)
+    seq = await other.send_frame(key, b"x")
+
+    assert await other.read_head(key) == head
+    assert key in await other.heads()
+    assert [entry.seq for entry in (await other.read_tape(key)).frames] == [seq]
+    assert (await replies.next(Reply)).seq == seq
+    await other.purge_tape(key)
+    assert await api.read_head(key) is None
+    assert key not in await api.heads()
+
+
+async def test_one_request_of_another_owner_can_be_followed(world: World, key: RequestKey) -> None:
+    worker, api = await world.broker("worker"), await world.broker("api")
+    replies = Inbox()
+    subscription = await api.listen_replies(key.owner, replies.put, request=key.request)
+    await worker.send_frame(RequestKey(key.owner, f"{key.request}-other"), b"x")
+    await worker.send_frame(key, b"y")
+
+    assert (await replies.next(Reply)).body == b"y"
+    await subscription.close()
 
 
 async def test_long_tape_is_read_whole(world: World, key: RequestKey) -> None:
