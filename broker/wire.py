@@ -115,19 +115,6 @@ class Head(Wire, frozen=True, kw_only=True):
     include_usage: bool = False
 
 
-class Head(Wire, frozen=True, kw_only=True):
-    """What an API replica notes on the tape of a request that it has accepted: all that another replica needs to go
-    on answering it. `prompt` is the prompt's sequence in the stream."""
-
-    kind: Literal["chat", "completion", "embedding"]
-    model: str
-    service_class: str
-    tenant: str
-    created: float
-    prompt: int
-    include_usage: bool = False
-
-
 class TokenLogprob(Wire, frozen=True, kw_only=True):
     """A token with its log probability (natural logarithm) and its exact bytes."""
 
@@ -324,7 +311,6 @@ _prompt_decoder: msgspec.json.Decoder[AnyPrompt] = msgspec.json.Decoder(AnyPromp
 _frame_decoder = msgspec.json.Decoder(Frame)
 _claim_decoder = msgspec.json.Decoder(Claim)
 _head_decoder = msgspec.json.Decoder(Head)
-_head_decoder = msgspec.json.Decoder(Head)
 _beat_decoder = msgspec.json.Decoder(WorkerBeat)
 _gossip_decoder = msgspec.json.Decoder(Gossip)
 _dead_letter_decoder = msgspec.json.Decoder(DeadLetter)
@@ -347,10 +333,6 @@ def decode_frame(body: bytes) -> Frame:
 
 def decode_claim(body: bytes) -> Claim:
     return _claim_decoder.decode(body)
-
-
-def decode_head(body: bytes) -> Head:
-    return _head_decoder.decode(body)
 
 
 def decode_head(body: bytes) -> Head:
