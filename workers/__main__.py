@@ -10,7 +10,7 @@ import sys
 
 import uvloop
 from msgspec.structs import replace
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry
 
 from inferflux.broker.credentials import ROLE_WORKER, Connection, resolve
 from inferflux.broker.errors import BrokerError, ConfigError
@@ -28,37 +28,43 @@ from .backends.opening import open_backend
 from .heartbeat import Heartbeat
 from .host import ModelHost
 from .meter import Meter
+from .probe import Probe
 from .reader import PromptReader
 from .seal import Sealer
 from .worker import Worker
 
 log = logs.get_logger("worker")
 
+EXIT_HUNG = 70
+
 
 def main() -> None:
-    """Exit code 2 for what a person must fix, 1 for a broker that cannot be reached."""
+    """Exit code 2 for what a person must fix, 1 for a broker that cannot be reached, 70 for an engine that hangs."""
     try:
         settings = load_for_process(sys.argv[1:], os.environ, "python -m inferflux.workers").settings
         logs.setup(settings.logging, supervised_name(os.environ) or "worker")
-        uvloop.run(serve(settings))
+        if uvloop.run(serve(settings)):
+            # The engine's thread never returns, and native code may keep even a daemon thread's process alive.
+            os._exit(EXIT_HUNG)
     except ConfigError as error:
         sys.exit(_fail(error, 2))
     except BrokerError as error:
         sys.exit(_fail(error, 1))
 
 
-async def serve(settings: Settings) -> None:
-    """Serve until SIGTERM, SIGINT or the supervisor's end, then drain."""
+async def serve(settings: Settings) -> bool:
+    """Serve until SIGTERM, SIGINT or the supervisor's end, then drain. True when it ended because an engine hangs."""
     connection = resolve(settings.broker, ROLE_WORKER)
     tenants = Tenants.from_settings(settings)
     metrics = WorkerMetrics(registry := CollectorRegistry())
     hosts = [_host(entry, settings.runtime, metrics) for entry in load_models(settings)]
-    _serve_metrics(settings, registry)
     broker = await JetStreamBroker.connect(settings, ROLE_WORKER, "worker", connection=connection)
     try:
         meter = Meter(metrics)
         worker = Worker(settings, broker, hosts, tenants, _reader(connection, tenants), meter)
-        await _run(worker, Heartbeat(worker, broker, meter, settings.worker.heartbeat_s))
+        with Probe(worker, broker, registry).serving(settings.worker.metrics_host, settings.worker.metrics_port):
+            await _run(worker, Heartbeat(worker, broker, meter, settings.worker.heartbeat_s))
+        return bool(worker.hung)
     finally:
         await broker.close()
 
@@ -91,15 +97,6 @@ def _reader(connection: Connection, tenants: Tenants) -> PromptReader:
     if connection.stamp_secret is None or connection.seal_secret is None:
         raise ConfigError("a worker needs broker.stamp_secret and broker.seal_secret; all workers must have the same")
     return PromptReader(Stamper(connection.stamp_secret), Sealer(connection.seal_secret), tenants)
-
-
-def _serve_metrics(settings: Settings, registry: CollectorRegistry) -> None:
-    host, port = settings.worker.metrics_host, settings.worker.metrics_port
-    try:
-        server, _ = start_http_server(port, host, registry)
-    except OSError as error:
-        raise ConfigError(f"worker.metrics_port: {host}:{port} cannot be used: {error.strerror}") from error
-    log.info("metrics served", url=f"http://{host}:{server.server_port}/metrics")
 
 
 def _fail(error: Exception, code: int) -> int:

@@ -47,6 +47,7 @@ class Worker:
         self.epoch = uuid.uuid4().hex[:12]
         self.started = time.time()
         self.hosts = list(hosts)
+        self.hung: set[str] = set()
         self._settings = settings
         self._broker = broker
         self._tenants = tenants
@@ -79,14 +80,15 @@ class Worker:
             serving = [asyncio.create_task(self._serve(host)) for host in self.hosts]
             await asyncio.gather(*serving)
             await self._stopping.wait()
-            await self._drain()
+            if not self.hung:
+                await self._drain()
         finally:
             for task in background:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
             with contextlib.suppress(BrokerError):
                 await cancels.close()
-            await asyncio.gather(*(host.close() for host in self.hosts))
+            await asyncio.gather(*(host.close() for host in self.hosts if host.model not in self.hung))
 
     async def _serve(self, host: ModelHost) -> None:
         intake = Intake(
@@ -184,7 +186,19 @@ class Worker:
                         await attempt.delivery.extend()
             for model, stalled_s in stalled.items():
                 if stalled_s >= hang_s:
-                    log.error("engine makes no progress", model=model, stalled_s=round(stalled_s, 1))
+                    log.error("engine hangs; this worker ends", model=model, stalled_s=round(stalled_s, 1))
+                    self.hung.add(model)
+            if self.hung:
+                await self._abandon()
+                return
+
+    async def _abandon(self) -> None:
+        """A hung engine cannot be stopped, only its process: give every prompt back as it is, at once. The claims
+        stay `running`, so that a prompt which hangs each engine it meets is given up in the end."""
+        for attempt in list(self._attempts.values()):
+            with contextlib.suppress(BrokerError):
+                await attempt.delivery.release()
+        self.stop()
 
     async def _drain(self) -> None:
         tasks = {task for task in self._tasks if not task.done()}

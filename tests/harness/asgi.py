@@ -33,7 +33,9 @@ async def running(app: Any) -> AsyncIterator[None]:
 class Call:
     """One request: read status and body as they come, hang up at will."""
 
-    def __init__(self, app: Any, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, app: Any, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
+    ) -> None:
         self.status = 0
         self.headers: dict[str, str] = {}
         self._app = app
