@@ -46,22 +46,26 @@ def place_text(launch: Launch, models: list[dict[str, Any]], nats_url: str | Non
 
 
 def commands(launch: Launch, model: str) -> list[str]:
-    """curl, inferctl and the OpenAI SDK, ready to paste."""
+    """Three ways to ask, ready to paste into another shell."""
     url = launch.urls()[0]
     key = DEV_KEY if any(each.key == DEV_KEY for each in launch.settings.auth.api_keys) else "YOUR_KEY"
     elsewhere = f" INFERCTL_URL={url}" if url != DEFAULT_URL else ""
+    inferctl = f"INFERCTL_API_KEY={key}{elsewhere} {_program()}"
     body = f'{{"model": "{model}", "prompt": "Hello", "max_tokens": 32, "stream": true}}'
-    sdk = (
-        f'from openai import OpenAI; c = OpenAI(base_url="{url}/v1", api_key="{key}"); '
-        f'print(c.chat.completions.create(model="{model}", messages=[{{"role": "user", "content": "Hello"}}])'
-        ".choices[0].message.content)"
-    )
     return [
         f"curl -N {url}/v1/completions -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' "
         f"-d {shlex.quote(body)}",
-        f'INFERCTL_API_KEY={key}{elsewhere} inferctl completion --prompt "Hello" --stream --model {shlex.quote(model)}',
-        f"python -c {shlex.quote(sdk)}",
+        f'{inferctl} completion --prompt "Hello" --stream --model {shlex.quote(model)}',
+        f"{inferctl} chat --interactive --model {shlex.quote(model)}",
     ]
+
+
+def _program() -> str:
+    """`inferctl` as another shell in this folder finds it: it may know nothing of this environment."""
+    here = Path(sys.executable).with_name("inferctl")
+    if not here.is_file() or not here.is_relative_to(Path.cwd()):
+        return "inferctl" if not here.is_file() else shlex.quote(str(here))
+    return shlex.quote(str(here.relative_to(Path.cwd())))
 
 
 def _nats(settings: Settings, embedded: str | None) -> str:

@@ -19,7 +19,7 @@ from inferflux.config.load import load
 @pytest.mark.integration
 def test_a_crashed_worker_is_named_and_replaced_and_ctrl_c_leaves_nothing(tmp_path):
     with running_server(tmp_path, num_replicas=2) as server:
-        children = psutil.Process(server.process.pid).children(recursive=True)
+        children = server.children()
         (before,) = server.workers()
         os.kill(before["pid"], signal.SIGILL)
         server.wait_until("another worker", lambda: before["pid"] not in {beat["pid"] for beat in server.workers()})
@@ -31,7 +31,7 @@ def test_a_crashed_worker_is_named_and_replaced_and_ctrl_c_leaves_nothing(tmp_pa
             timeout=30,
         )
         assert answer.status_code == 200
-        assert server.stop() == 0
+        assert server.stop() == [0]
     log = server.log_text()
     assert "process died" in log
     assert "SIGILL: an instruction that this processor lacks" in log
@@ -44,8 +44,8 @@ def test_a_crashed_worker_is_named_and_replaced_and_ctrl_c_leaves_nothing(tmp_pa
 @pytest.mark.integration
 def test_a_killed_serve_takes_its_children_along(tmp_path):
     with running_server(tmp_path) as server:
-        children = psutil.Process(server.process.pid).children(recursive=True)
-        server.process.kill()
+        children = server.children()
+        server.processes[0].kill()
         _, alive = psutil.wait_procs(children, timeout=30)
         assert alive == []
 
