@@ -172,6 +172,10 @@ def settings_for_tests(**sections: msgspec.Struct) -> Settings:
     return Settings(**(defaults | sections))  # type: ignore[arg-type]
 
 
+# Three servers on a busy machine take their time to acknowledge a frame.
+PATIENT = settings_for_tests(tape=TapeSettings(max_bytes=32 * 1024 * 1024, ack_timeout_s=5.0))
+
+
 def _listens(port: int) -> bool:
     try:
         socket.create_connection(("127.0.0.1", port), timeout=1).close()
@@ -201,7 +205,7 @@ def own_nats(tmp_path: Path) -> Iterator[NatsServers]:
 @pytest.fixture(scope="session")
 def nats_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServers]:
     """Three servers for the whole run; every stream has three replicas."""
-    servers = NatsServers(tmp_path_factory.mktemp("cluster"), settings_for_tests(), num_nodes=3)
+    servers = NatsServers(tmp_path_factory.mktemp("cluster"), PATIENT, num_nodes=3)
     servers.start_all()
     yield servers
     servers.close()
@@ -210,7 +214,7 @@ def nats_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServe
 @pytest.fixture
 def own_cluster(tmp_path: Path) -> Iterator[NatsServers]:
     """Three servers for one test, which may stop, kill, freeze and restart them."""
-    servers = NatsServers(tmp_path / "cluster", settings_for_tests(), num_nodes=3)
+    servers = NatsServers(tmp_path / "cluster", PATIENT, num_nodes=3)
     servers.start_all()
     yield servers
     servers.close()
