@@ -32,9 +32,7 @@ class DeadLetters:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
 
-    async def bury(
-        self, key: RequestKey, lane: Lane, headers: Mapping[str, str], body: bytes, reason: Failure
-    ) -> None:
+    async def bury(self, key: RequestKey, lane: Lane, headers: Mapping[str, str], body: bytes, reason: Failure) -> None:
         """Keep a prompt. Doing it again, as after a crash, replaces the same letter."""
         claims = await self._broker.claims(key)
         letter = DeadLetter(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -52,7 +52,8 @@ class Tenants:
     """Every tenant and key. Keys are kept as SHA-256 digests only."""
 
     def __init__(self, tenants: Iterable[Tenant], principals: dict[bytes, Principal]) -> None:
-        self._tenants = {tenant.id: tenant for tenant in tenants}
+        self._configured = {tenant.id: tenant for tenant in tenants}
+        self._tenants = dict(self._configured)
         self._principals = principals
 
     @classmethod
@@ -87,6 +88,12 @@ class Tenants:
     def tenant(self, tenant_id: str) -> Tenant:
         """A tenant that nobody configured has weight 1 and the default rights."""
         return self._tenants.get(tenant_id) or Tenant(id=tenant_id)
+
+    def reweigh(self, weights: Mapping[str, float]) -> None:
+        """From now on these tenants have these weights, and all others those of the settings."""
+        self._tenants = dict(self._configured)
+        for tenant_id, weight in weights.items():
+            self._tenants[tenant_id] = msgspec.structs.replace(self.tenant(tenant_id), weight=weight)
 
     def all(self) -> tuple[Tenant, ...]:
         return tuple(self._tenants.values())

@@ -18,6 +18,7 @@ from inferflux.broker.subjects import OWNER_TENANT, RequestKey
 from inferflux.broker.wire import Claim
 from inferflux.config.logs import get_logger
 from inferflux.config.settings import Settings
+from inferflux.registry.fairness import FairnessFollower
 from inferflux.registry.tenants import Tenants
 
 from .answer import End, cancelled
@@ -53,6 +54,7 @@ class Worker:
         self._tenants = tenants
         self._reader = reader
         self._meter = meter
+        self._fairness = FairnessFollower(broker, tenants, settings.fairness.min_share)
         self._intakes: dict[str, Intake] = {}
         self._attempts: dict[RequestKey, Attempt] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -75,7 +77,8 @@ class Worker:
     async def run(self) -> None:
         """Serve until stopped, then drain."""
         cancels = await self._broker.listen_cancels(self._on_cancel)
-        background = [asyncio.create_task(self._sweep_forever()), asyncio.create_task(self._extend_forever())]
+        chores = (self._sweep_forever(), self._extend_forever(), self._fairness.run())
+        background = [asyncio.create_task(chore) for chore in chores]
         try:
             serving = [asyncio.create_task(self._serve(host)) for host in self.hosts]
             await asyncio.gather(*serving)
@@ -101,6 +104,7 @@ class Worker:
             accept=lambda delivery: self._accept(delivery, host),
         )
         self._intakes[host.model] = intake
+        self._fairness.share_with(intake.fair.set_shares)
         host.on_free = intake.wake
         await intake.join()
         try:

@@ -29,6 +29,7 @@ from inferflux.config.settings import (
     WorkerSettings,
 )
 from inferflux.registry.deadletters import DeadLetters
+from inferflux.registry.fairness import FairnessStore
 from inferflux.registry.tenants import Tenants
 from inferflux.workers.backends.backend import Chunk, Sample
 from inferflux.workers.backends.opening import open_backend
@@ -359,3 +360,20 @@ async def test_a_hung_engine_loses_its_prompts_and_ends_its_worker(monkeypatch: 
     assert last is None or last[1].num_attempts == 2
     await fleet.stop()
     await hung.hosts[0].close()
+
+
+async def test_weights_and_shares_change_while_it_runs(slow_fleet: Fleet) -> None:
+    worker = slow_fleet.start_worker()
+    await slow_fleet.publish("long", max_tokens=40)
+    await slow_fleet.frames("long", at_least=1)
+    fair = worker._intakes["stub"].fair
+
+    def weight() -> float:
+        return next((share.weight for share in fair.snapshot() if share.tenant == "acme"), 0.0)
+
+    async with asyncio.timeout(1):
+        while weight() != 1.0:
+            await asyncio.sleep(0.01)
+        await FairnessStore(slow_fleet.client).change({"acme": 4.0}, {"batch": 0.5})
+        while weight() != 4.0 or fair._min_share.batch != 0.5:
+            await asyncio.sleep(0.01)
