@@ -19,7 +19,7 @@ from inferflux.config.settings import RuntimeSettings
 
 from .backend import Capacity, Chunk, Sample
 from .cores import num_physical_cores
-from .llamacpp_batch import Batch
+from .llamacpp_batch import Batch, bridges
 from .llamacpp_log import native_log
 from .llamacpp_model import LlamaCppModel
 from .llamacpp_sampler import Sampler
@@ -29,6 +29,7 @@ from .llamacpp_tokenizer import LlamaCppTokenizer
 log = get_logger("llamacpp")
 
 MAX_PASS_TOKENS = 512
+FILLER_TOKEN = 0
 KV_TYPES = {"f16": lib.GGML_TYPE_F16, "q8_0": lib.GGML_TYPE_Q8_0}
 KV_VALUE_BYTES = {"f16": 2.0, "q8_0": 34 / 32}
 FLASH_ATTENTION = {
@@ -73,9 +74,10 @@ class LlamaCppBackend:
         num_threads = self._settings.llamacpp.threads or num_physical_cores()
         self._context = self._make_context(model, size, max_batch_tokens, num_threads)
         self._memory = lib.llama_get_memory(self._context)
-        self._batch = Batch(max_batch_tokens)
+        self._batch = Batch(max_batch_tokens + size.num_slots)
         self._sampler = Sampler(self._tokenizer.vocab_size)
         self._num_slots = size.num_slots
+        self._context_length = size.context_length
         log.info(
             "model loaded",
             path=str(self._path),
@@ -102,7 +104,6 @@ class LlamaCppBackend:
         samples = [Sample()] * len(batch)
         generating = [index for index, chunk in enumerate(batch) if not chunk.embed]
         if generating:
-            # A pass takes neighbouring slots only, so the order of slots decides how many passes there are.
             generating.sort(key=lambda index: batch[index].slot)
             self._generate(batch, generating, samples)
         for index, chunk in enumerate(batch):
@@ -151,7 +152,7 @@ class LlamaCppBackend:
         params.n_ctx = size.context_length * size.num_slots
         params.n_seq_max = size.num_slots
         params.kv_unified = False
-        params.n_batch = max_batch_tokens
+        params.n_batch = max_batch_tokens + size.num_slots
         params.n_ubatch = min(max_batch_tokens, MAX_PASS_TOKENS)
         params.n_outputs_max = size.num_slots
         params.n_threads = params.n_threads_batch = num_threads
@@ -173,15 +174,25 @@ class LlamaCppBackend:
         return "gpu" if self._settings.llamacpp.n_gpu_layers and lib.llama_supports_gpu_offload() else "cpu"
 
     def _generate(self, batch: Sequence[Chunk], order: Sequence[int], samples: list[Sample]) -> None:
+        """Compute chunks in the order of their slots: a pass takes neighbouring slots only."""
         self._batch.clear()
         drawing = []
+        held = {slot: self.num_computed(slot) for slot in bridges([batch[index] for index in order])}
+        fillers = [slot for slot, num_tokens in held.items() if num_tokens < self._context_length]
         for index in order:
             chunk = batch[index]
+            while fillers and fillers[0] < chunk.slot:
+                slot = fillers.pop(0)
+                self._batch.add(slot, held[slot], (FILLER_TOKEN,))
             wants_token = chunk.sampling is not None
             self._batch.add(chunk.slot, chunk.start, chunk.tokens, last_output=wants_token)
             if wants_token:
                 drawing.append(index)
-        self._decode()
+        try:
+            self._decode()
+        finally:
+            for slot, num_tokens in held.items():
+                self.trim(slot, num_tokens)
         if not drawing:
             return
         shape = (len(drawing), self._tokenizer.vocab_size)
