@@ -11,12 +11,13 @@ import msgspec
 from inferflux.broker.broker import Broker, Delivery
 from inferflux.broker.errors import BrokerError, BrokerUnavailable, ClaimLost, Code, RequestError
 from inferflux.broker.subjects import RequestKey
-from inferflux.broker.wire import AnyPrompt, Claim, CompletionPrompt, Failure, failure
+from inferflux.broker.wire import AnyPrompt, CompletionPrompt, Failure, failure
 from inferflux.config.logs import get_logger
 from inferflux.config.settings import Settings
 from inferflux.registry.deadletters import DeadLetters
 
 from .answer import Answer, End, Label, cancelled
+from .claims import RETRY_S, Claims
 from .engine.job import Job
 from .host import ModelHost
 from .outbox import Outbox
@@ -26,7 +27,6 @@ from .seal import RequestSeal
 
 log = get_logger("worker.attempt")
 
-RETRY_S = 0.2
 INLINE_BYTES = 8192
 
 
@@ -52,10 +52,10 @@ class Attempt:
         self.num_attempts = 1
         self.outbox = Outbox(broker, task.key, settings.tape, time.monotonic)
         self.answer: Answer | None = None
+        self._claims = Claims(broker, task.key, worker, task.delivery.seq)
         self._host = host
         self._broker = broker
         self._settings = settings
-        self._worker = worker
         self._asked: End | None = None
         self._num_charged = 0
         self.outcome = "lost"
@@ -141,7 +141,7 @@ class Attempt:
         The tape is read after the claim is ours: from then on no earlier attempt can add a terminal frame.
         """
         while True:
-            last = await self._patiently_last_claim()
+            last = await self._claims.last()
             expected = 0
             if last is not None:
                 expected, claim = last
@@ -258,7 +258,7 @@ class Attempt:
                 return
 
     async def _yield_claim(self) -> bool:
-        last = await self._patiently_last_claim()
+        last = await self._claims.last()
         if last is not None and last[1].state == "cancelled":
             await self.delivery.ack()
             return True
@@ -273,26 +273,4 @@ class Attempt:
         await self.outbox.finish(cancelled(self.key.request, seq), fence=seq)
 
     async def _put_claim(self, state: Literal["running", "released", "cancelled"], expected: int) -> int:
-        """Raises ClaimLost. Where an acknowledgement got lost, finds out whether the claim was stored."""
-        claim = Claim(
-            worker=self._worker,
-            state=state,
-            prompt=self.delivery.seq,
-            num_attempts=self.num_attempts,
-            at=time.time(),
-        )
-        while True:
-            try:
-                return await self._broker.put_claim(self.key, claim, expected_seq=expected)
-            except BrokerUnavailable:
-                await asyncio.sleep(RETRY_S)
-                last = await self._patiently_last_claim()
-                if last is not None and last[1] == claim:
-                    return last[0]
-
-    async def _patiently_last_claim(self) -> tuple[int, Claim] | None:
-        while True:
-            try:
-                return await self._broker.last_claim(self.key)
-            except BrokerUnavailable:
-                await asyncio.sleep(RETRY_S)
+        return await self._claims.put(state, expected_seq=expected, num_attempts=self.num_attempts)
