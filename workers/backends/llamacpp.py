@@ -18,8 +18,9 @@ from inferflux.config.logs import get_logger
 from inferflux.config.settings import RuntimeSettings
 
 from .backend import Capacity, Chunk, Sample
+from .bridges import bridges
 from .cores import num_physical_cores
-from .llamacpp_batch import Batch, bridges
+from .llamacpp_batch import Batch
 from .llamacpp_log import native_log
 from .llamacpp_model import LlamaCppModel
 from .llamacpp_sampler import Sampler

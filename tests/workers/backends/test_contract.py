@@ -127,6 +127,19 @@ def test_samples_come_in_the_order_of_the_chunks(device: Device, prompt: list[in
     assert [sample.token for sample in samples] == list(alone.values())
 
 
+def test_slots_between_those_that_decode_keep_what_they_hold(device: Device, prompt: list[int]) -> None:
+    expected = device.generate(1, prompt, 2)
+    for slot in (0, 3):
+        device.generate(slot, prompt, 1)
+    device.backend.trim(1, len(prompt))
+    device.backend.trim(2, 0)
+    device.run(*(device.chunk(slot, [*prompt, expected[0]], len(prompt)) for slot in (0, 3)))
+    assert device.backend.num_computed(1) == len(prompt)
+    assert device.backend.num_computed(2) == 0
+    (sample,) = device.run(device.chunk(1, [*prompt, expected[0]], len(prompt)))
+    assert sample.token == expected[1]
+
+
 def test_a_fork_goes_on_like_its_source_and_leaves_it_alone(device: Device, prompt: list[int]) -> None:
     expected = device.generate(0, prompt, 6)
     device.backend.fork(0, 2, len(prompt) - 1)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-pytest.importorskip("llama_cpp")
-
 from inferflux.workers.backends.backend import Chunk
-from inferflux.workers.backends.llamacpp_batch import MAX_BRIDGE, bridges
+from inferflux.workers.backends.bridges import MAX_BRIDGE, bridges
 
 
 def chunks(*slots: int, prompts: tuple[int, ...] = ()) -> list[Chunk]:
