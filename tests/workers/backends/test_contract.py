@@ -136,7 +136,7 @@ def test_slots_between_those_that_decode_keep_what_they_hold(device: Device, pro
     device.run(*(device.chunk(slot, [*prompt, expected[0]], len(prompt)) for slot in (0, 3)))
     assert device.backend.num_computed(1) == len(prompt)
     assert device.backend.num_computed(2) == 0
-    (sample,) = device.run(device.chunk(1, [*prompt, expected[0]], len(prompt)))
+    (sample,) = device.run(device.chunk(1, [*prompt, expected[0]], len(prompt), GREEDY, len(prompt)))
     assert sample.token == expected[1]
 
 
