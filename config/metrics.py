@@ -136,6 +136,39 @@ class WorkerMetrics:
         self.num_preemptions = Counter(
             "inferflux_num_preemptions", "Sequences that gave up their pages to others.", model, registry=registry
         )
+        self.offload_active = Gauge(
+            "inferflux_offload_active", "1 while cached prefixes go to a disk and come back.", model, registry=registry
+        )
+        self.offload_bytes = Gauge(
+            "inferflux_offload_bytes", "Bytes of saved prefixes on the disk.", model, registry=registry
+        )
+        self.offload_reads = Counter(
+            "inferflux_offload_reads", "Saved prefixes that were read back.", model, registry=registry
+        )
+        self.offload_read_bytes = Counter(
+            "inferflux_offload_read_bytes", "Bytes of saved prefixes that were read back.", model, registry=registry
+        )
+        self.offload_writes = Counter(
+            "inferflux_offload_writes", "Prefixes that were written to the disk.", model, registry=registry
+        )
+        self.offload_write_bytes = Counter(
+            "inferflux_offload_write_bytes",
+            "Bytes of prefixes that were written to the disk.",
+            model,
+            registry=registry,
+        )
+        self.offload_misses = Counter(
+            "inferflux_offload_misses",
+            "Prefixes that were looked for on the disk and not used: absent, damaged, or slower than computing.",
+            model,
+            registry=registry,
+        )
+        self.offload_drops = Counter(
+            "inferflux_offload_drops",
+            "Prefixes that were not written because the disk was behind or they were too large.",
+            model,
+            registry=registry,
+        )
         self.prompt_tokens = Counter("inferflux_prompt_tokens", "Prompt tokens computed.", model, registry=registry)
         self.generation_tokens = Counter("inferflux_generation_tokens", "Tokens generated.", model, registry=registry)
         self.requests = Counter(

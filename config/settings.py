@@ -147,11 +147,15 @@ class SchedulerSettings(Section, frozen=True, kw_only=True):
 
 
 class PagedKVSettings(Section, frozen=True, kw_only=True):
-    """The KV cache: `cpu_pages` of `page_size` tokens; 0 pages sizes it from the model and the batch size."""
+    """The KV cache: `cpu_pages` of `page_size` tokens; 0 pages sizes it from the model and the batch size.
+
+    Prefixes that are pushed out of it go to at most `nvme_bytes` of files under `nvme_path`.
+    """
 
     cpu_pages: Annotated[int, Meta(ge=0)] = 0
     page_size: Positive = 16
     nvme_path: str | None = None
+    nvme_bytes: Positive = 8 * 1024 * 1024 * 1024
     type: Literal["f16", "q8_0"] = "f16"
 
 

@@ -8,6 +8,7 @@ from inferflux.config.metrics import WorkerMetrics
 
 from .attempt import Attempt
 from .engine.job import EngineStats
+from .engine.offload import OffloadStats
 from .host import ModelHost
 
 
@@ -32,6 +33,18 @@ class Meter:
         metrics.num_preemptions.labels(model).inc(stats.num_preemptions - before.num_preemptions)
         metrics.prompt_tokens.labels(model).inc(stats.prompt_tokens - before.prompt_tokens)
         metrics.generation_tokens.labels(model).inc(stats.generated_tokens - before.generated_tokens)
+        self._read_offload(model, stats.offload, before.offload)
+
+    def _read_offload(self, model: str, stats: OffloadStats, before: OffloadStats) -> None:
+        metrics = self._metrics
+        metrics.offload_active.labels(model).set(stats.active)
+        metrics.offload_bytes.labels(model).set(stats.num_bytes)
+        metrics.offload_reads.labels(model).inc(stats.num_reads - before.num_reads)
+        metrics.offload_read_bytes.labels(model).inc(stats.read_bytes - before.read_bytes)
+        metrics.offload_writes.labels(model).inc(stats.num_writes - before.num_writes)
+        metrics.offload_write_bytes.labels(model).inc(stats.write_bytes - before.write_bytes)
+        metrics.offload_misses.labels(model).inc(stats.num_misses - before.num_misses)
+        metrics.offload_drops.labels(model).inc(stats.num_drops - before.num_drops)
 
     def attempt_ended(self, attempt: Attempt) -> None:
         """Count an attempt and the time it spent in each part of its life."""

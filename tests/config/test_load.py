@@ -171,7 +171,6 @@ def test_every_setting_whose_name_sounds_secret_is_masked():
         ("guardrails.blocklist", "pii"),
         ("guardrails.opa_endpoint", "http://opa"),
         ("logging.audit_log", "audit.log"),
-        ("runtime.paged_kv.nvme_path", "/mnt"),
     ],
 )
 def test_a_process_does_not_start_without_a_protection_that_is_set(path, text):

@@ -8,20 +8,31 @@ from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from concurrent.futures import Future
+from pathlib import Path
 
 from inferflux.broker.errors import Code
 from inferflux.broker.wire import Failure, failure
 from inferflux.config.logs import get_logger
-from inferflux.config.settings import PagedKVSettings, SchedulerSettings
+from inferflux.config.settings import FairnessSettings, PagedKVSettings, SchedulerSettings
 
-from ..backends.backend import Backend, Capacity
+from ..backends.backend import Backend, Capacity, Sample
+from .class_share import ClassShare
 from .job import EngineStats, Job, Update
+from .offload import Offload, OffloadStats
 from .plan import Plan
+from .restorer import Restorer
 from .scheduler import Scheduler
 from .sequence import Sequence
 from .transcript import Transcript
 
 log = get_logger("engine")
+
+IDLE_CHECK_S = 1.0
+CLOSE_S = 3.0
+FAIRNESS = FairnessSettings()
+
+Message = tuple[Job, ...] | str | SchedulerSettings | Future[None]
+"""Jobs to add, a request to drop, new bounds, or somebody who waits for a check."""
 
 
 class Engine:
@@ -29,6 +40,7 @@ class Engine:
 
     `on_updates` is called on the engine's thread, once a step, with everything that the step gave. Every submitted
     job ends in exactly one update with a finish reason or an error, unless it is cancelled: then nothing more comes.
+    `fairness` says how much of this engine batch sequences keep when higher classes want their slots.
     """
 
     def __init__(
@@ -37,18 +49,27 @@ class Engine:
         settings: SchedulerSettings,
         paged_kv: PagedKVSettings,
         on_updates: Callable[[list[Update]], None],
+        fairness: FairnessSettings = FAIRNESS,
     ) -> None:
-        if paged_kv.nvme_path is not None:
-            log.warning("pages are not offloaded in this version", nvme_path=paged_kv.nvme_path)
         self._backend = backend
         self._settings = settings
+        self._paged_kv = paged_kv
         self._on_updates = on_updates
-        self._inbox: deque[Items[Job] | str] = deque()
+        self._share = ClassShare(
+            fairness.min_share.batch,
+            fairness.share_window_s,
+            input_cost=fairness.input_cost,
+            output_cost=fairness.output_cost,
+        )
+        self._inbox: deque[Message] = deque()
         self._wake = threading.Condition()
         self._closing = False
         self._started: Future[Capacity] = Future()
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
         self._scheduler: Scheduler | None = None
+        self._offload: Offload | None = None
+        self._restorer: Restorer | None = None
+        self._was_checked = True
         self._transcripts: dict[Sequence, Transcript] = {}
         self._updates: list[Update] = []
         self._failure: Failure | None = None
@@ -64,13 +85,27 @@ class Engine:
 
     def submit(self, jobs: Items[Job]) -> None:
         """Queue the choices of one prompt; any thread. Raises RuntimeError when the engine does not run."""
-        if self._closing or not self._started.done():
-            raise RuntimeError("the engine does not run")
+        self._check_runs()
         self._post(tuple(jobs))
 
     def cancel(self, request: str) -> None:
         """Drop a request before the next step; any thread. No error when it is unknown, has ended, or nothing runs."""
         self._post(request)
+
+    def configure(self, settings: SchedulerSettings) -> None:
+        """Other bounds from the next step on; any thread. They are capped by what the backend was started with.
+
+        What runs beyond a smaller `max_batch_size` runs on; nothing is added until there is room again.
+        """
+        self._post(settings)
+
+    def check_integrity(self) -> None:
+        """Compare pages, slots, sequences and the backend between two steps; any thread. Raises AssertionError, or
+        RuntimeError when the engine does not run."""
+        self._check_runs()
+        checked: Future[None] = Future()
+        self._post(checked)
+        checked.result()
 
     def stats(self) -> EngineStats:
         """A snapshot; any thread."""
@@ -78,13 +113,12 @@ class Engine:
         if scheduler is None:
             return EngineStats()
         num_running, num_waiting = len(scheduler.running), len(scheduler.waiting)
-        max_sequences = min(scheduler.capacity.max_sequences, scheduler.settings.max_batch_size)
         return EngineStats(
             num_steps=self._num_steps,
-            busy=scheduler.has_work or bool(self._inbox),
+            busy=bool(num_running or num_waiting or self._inbox),
             num_running=num_running,
             num_waiting=num_waiting,
-            num_free_slots=max(0, max_sequences - num_running - num_waiting),
+            num_free_slots=max(0, scheduler.max_running - num_running - num_waiting),
             num_pages=scheduler.pool.num_pages,
             num_pages_used=scheduler.pool.num_used,
             num_pages_cached=scheduler.pool.num_cached,
@@ -94,6 +128,7 @@ class Engine:
             prompt_tokens=self._prompt_tokens,
             generated_tokens=self._generated_tokens,
             last_step_s=self._last_step_s,
+            offload=OffloadStats() if self._offload is None else self._offload.stats(),
         )
 
     def close(self) -> None:
@@ -104,7 +139,11 @@ class Engine:
         if self._thread.ident is not None:
             self._thread.join()
 
-    def _post(self, message: Items[Job] | str) -> None:
+    def _check_runs(self) -> None:
+        if self._closing or not self._started.done():
+            raise RuntimeError("the engine does not run")
+
+    def _post(self, message: Message) -> None:
         with self._wake:
             self._inbox.append(message)
             self._wake.notify()
@@ -114,21 +153,50 @@ class Engine:
             try:
                 capacity = self._backend.start()
                 self._scheduler = Scheduler(self._settings, capacity)
+                self._open_offload(capacity)
             except BaseException as error:
                 self._started.set_exception(error)
                 return
             self._started.set_result(capacity)
             while self._wait(self._scheduler):
                 self._turn(self._scheduler)
+            if self._restorer is not None:
+                self._restorer.close(self._scheduler, CLOSE_S)
         finally:
             self._backend.close()
+            for message in self._inbox:
+                if isinstance(message, Future):
+                    message.set_exception(RuntimeError("the engine does not run"))
+
+    def _open_offload(self, capacity: Capacity) -> None:
+        if self._paged_kv.nvme_path is None:
+            return
+        if capacity.pages_shared:
+            log.info("this backend has nothing to offload", backend=self._backend.name)
+            return
+        self._offload = Offload(Path(self._paged_kv.nvme_path), self._paged_kv.nvme_bytes, capacity.fingerprint)
+        self._offload.start()
+        self._restorer = Restorer(self._offload, self._backend, capacity.page_size, self._notify)
+
+    def _notify(self) -> None:
+        with self._wake:
+            self._wake.notify()
 
     def _wait(self, scheduler: Scheduler) -> bool:
         """Sleep while there is nothing to do. False when the engine is to close."""
+        restorer = self._restorer
         with self._wake:
-            while not (self._closing or self._inbox or scheduler.has_work):
-                self._wake.wait()
+            while not (self._closing or self._inbox or scheduler.has_work or (restorer and restorer.has_arrivals)):
+                if not self._wake.wait(self._patience_s()):
+                    break
             return not self._closing
+
+    def _patience_s(self) -> float | None:
+        """How long to sleep at most."""
+        deadline_s = None if self._restorer is None else self._restorer.deadline_s
+        if deadline_s is not None:
+            return max(0.0, deadline_s - time.monotonic())
+        return None if self._was_checked else IDLE_CHECK_S
 
     def _turn(self, scheduler: Scheduler) -> None:
         """Take what was posted, compute one step, report."""
@@ -136,10 +204,15 @@ class Engine:
         try:
             while self._inbox:
                 self._take(scheduler, self._inbox.popleft())
+            self._prepare(scheduler)
             if scheduler.has_work:
                 self._step(scheduler)
                 self._num_steps += 1
                 self._last_step_s = time.perf_counter() - began
+                self._was_checked = False
+            elif not (self._was_checked or scheduler.waiting):
+                self._was_checked = True
+                scheduler.check_integrity(self._backend.num_computed)
         except Exception as error:
             self._reset(scheduler, error)
         if self._updates:
@@ -149,43 +222,82 @@ class Engine:
             except Exception as error:
                 log.error("updates were not taken", error=error, num_updates=len(updates))
 
-    def _take(self, scheduler: Scheduler, message: Items[Job] | str) -> None:
-        if isinstance(message, str):
-            for sequence in scheduler.cancel(message):
-                del self._transcripts[sequence]
+    def _take(self, scheduler: Scheduler, message: Message) -> None:
+        match message:
+            case str():
+                for sequence in scheduler.cancel(message):
+                    del self._transcripts[sequence]
+            case SchedulerSettings():
+                scheduler.settings = message
+                log.info("new bounds", max_running=scheduler.max_running, max_batch_tokens=message.max_batch_tokens)
+            case Future():
+                try:
+                    scheduler.check_integrity(self._backend.num_computed)
+                except AssertionError as error:
+                    message.set_exception(error)
+                else:
+                    message.set_result(None)
+            case _:
+                for job in message:
+                    self._add(scheduler, job)
+
+    def _add(self, scheduler: Scheduler, job: Job) -> None:
+        refusal = self._failure or scheduler.refusal(job)
+        if refusal is not None:
+            self._updates.append(Update(request=job.request, choice=job.choice, index=0, error=refusal))
             return
-        for job in message:
-            refusal = self._failure or scheduler.refusal(job)
-            if refusal is not None:
-                self._updates.append(Update(request=job.request, choice=job.choice, index=0, error=refusal))
-                continue
-            self._prompt_tokens += len(job.prompt)
-            transcript = Transcript(job, self._backend.tokenizer, scheduler.max_length)
-            if transcript.finish_reason is not None:
-                self._updates.append(transcript.conclude())
-            else:
-                self._transcripts[scheduler.add(job)] = transcript
+        self._prompt_tokens += len(job.prompt)
+        transcript = Transcript(job, self._backend.tokenizer, scheduler.max_length)
+        if transcript.finish_reason is not None:
+            self._updates.append(transcript.conclude())
+        else:
+            self._transcripts[scheduler.add(job)] = transcript
+
+    def _prepare(self, scheduler: Scheduler) -> None:
+        """Before a step: end what may not begin any more, make room for higher classes, look for saved prefixes."""
+        for sequence in scheduler.expire(time.time()):
+            late = failure(Code.QUEUE_TIMEOUT, "the request waited longer than its deadline allows")
+            self._fail(sequence, self._transcripts.pop(sequence), late)
+        now_s = time.monotonic()
+        scheduler.make_room(batch_is_owed=self._share.batch_is_owed(now_s))
+        if self._restorer is not None:
+            self._restorer.settle(scheduler, now_s)
+            self._restorer.seek(scheduler, now_s)
 
     def _step(self, scheduler: Scheduler) -> None:
         plan = scheduler.schedule()
         assert plan.batch, "there is work and nothing was scheduled"
         try:
-            for placement in plan.placements:
-                if placement.source is None:
-                    self._backend.trim(placement.slot, placement.num_tokens)
-                else:
-                    self._backend.fork(placement.source, placement.slot, placement.num_tokens)
-            samples = self._backend.run(plan.batch)
+            samples = self._compute(plan)
         except Exception as error:
             self._discard(scheduler, plan, error)
             return
+        now_s = time.monotonic()
         for sequence, sample in scheduler.commit(plan, samples):
             transcript = self._transcripts[sequence]
+            num_input = 0 if transcript.num_tokens else len(sequence.job.prompt) - sequence.num_cached
+            num_output = sample.token is not None
+            self._share.charge(sequence.job.service_class, num_input=num_input, num_output=num_output, now_s=now_s)
             self._updates.append(transcript.push(sample, sequence.num_cached))
-            self._generated_tokens += sample.token is not None
+            self._generated_tokens += num_output
             if transcript.finish_reason is not None:
                 scheduler.finish(sequence)
                 del self._transcripts[sequence]
+
+    def _compute(self, plan: Plan) -> list[Sample]:
+        for placement in plan.placements:
+            if placement.lost and self._restorer is not None:
+                self._restorer.save(placement.slot, placement.lost)
+            if placement.source is None:
+                self._backend.trim(placement.slot, placement.num_tokens)
+            else:
+                self._backend.fork(placement.source, placement.slot, placement.num_tokens)
+        began = time.perf_counter()
+        samples = self._backend.run(plan.batch)
+        if self._restorer is not None and any(len(chunk.tokens) > 1 for chunk in plan.batch):
+            num_tokens = sum(len(chunk.tokens) for chunk in plan.batch)
+            self._restorer.computed(num_tokens, time.perf_counter() - began)
+        return samples
 
     def _discard(self, scheduler: Scheduler, plan: Plan, error: Exception) -> None:
         """End the sequences of a batch that the backend could not compute; the others go on."""
@@ -194,13 +306,13 @@ class Engine:
             self._backend.trim(chunk.slot, 0)
         for sequence in plan.sequences:
             scheduler.discard(sequence)
-            self._fail(sequence, self._transcripts.pop(sequence), error)
+            self._fail(sequence, self._transcripts.pop(sequence), self._describe(error))
 
     def _reset(self, scheduler: Scheduler, error: Exception) -> None:
         """End everything and begin anew; when the backend does not even empty its slots, every later job fails too."""
         log.error("the engine starts over", error=error, num_sequences=len(self._transcripts))
         for sequence, transcript in self._transcripts.items():
-            self._fail(sequence, transcript, error)
+            self._fail(sequence, transcript, self._describe(error))
         self._transcripts.clear()
         self._scheduler = Scheduler(scheduler.settings, scheduler.capacity)
         try:
@@ -210,11 +322,9 @@ class Engine:
             log.error("the backend does not recover", error=second)
             self._failure = self._describe(second)
 
-    def _fail(self, sequence: Sequence, transcript: Transcript, error: Exception) -> None:
+    def _fail(self, sequence: Sequence, transcript: Transcript, error: Failure) -> None:
         job = sequence.job
-        self._updates.append(
-            Update(request=job.request, choice=job.choice, index=transcript.num_tokens, error=self._describe(error))
-        )
+        self._updates.append(Update(request=job.request, choice=job.choice, index=transcript.num_tokens, error=error))
 
     def _describe(self, error: Exception) -> Failure:
         return failure(Code.ENGINE_ERROR, f"the {self._backend.name} backend failed: {error}")

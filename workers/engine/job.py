@@ -8,6 +8,7 @@ from inferflux.broker.subjects import ServiceClass
 from inferflux.broker.wire import Failure, FinishReason, TokenLogprob
 
 from ..backends.backend import SamplingParams
+from .offload import OffloadStats
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -15,7 +16,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     `resumed` are token ids that an earlier attempt generated: they are computed like a prompt, replayed through
     stop strings and text decoding, and counted against `max_tokens`, but not reported again. `salt` separates
-    prefix caches: jobs share pages only under an equal salt. `embed` asks for one embedding and no tokens.
+    prefix caches: jobs share pages only under an equal salt. `embed` asks for one embedding and no tokens. A job that
+    has not begun by `start_by` (Unix time) ends with `queue_timeout`; one that goes on after an earlier attempt has.
     """
 
     request: str
@@ -29,6 +31,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     salt: str = ""
     service_class: ServiceClass = ServiceClass.DEFAULT
     embed: bool = False
+    start_by: float | None = None
+
+    def may_not_start(self, now_s: float) -> bool:
+        """Whether it is too late to begin."""
+        return self.start_by is not None and now_s > self.start_by and not self.resumed
 
 
 class Update(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,3 +74,4 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int = 0
     generated_tokens: int = 0
     last_step_s: float = 0.0
+    offload: OffloadStats = OffloadStats()

@@ -9,11 +9,15 @@ from .sequence import Sequence
 
 
 class Placement(msgspec.Struct, frozen=True):
-    """Before the batch runs, `slot` must hold `num_tokens` of a prefix: copied from `source`, or its own when None."""
+    """Before the batch runs, `slot` must hold `num_tokens` of a prefix: copied from `source`, or its own when None.
+
+    `lost` names the pages that go with that and lie in no other slot.
+    """
 
     slot: int
     source: int | None
     num_tokens: int
+    lost: tuple[bytes, ...] = ()
 
 
 class Plan(msgspec.Struct):

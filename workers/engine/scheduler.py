@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from bisect import insort
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from heapq import merge
 from operator import attrgetter
 
+from inferflux.broker.subjects import ServiceClass
 from inferflux.broker.wire import Failure
 from inferflux.config.settings import SchedulerSettings
 
@@ -15,10 +17,11 @@ from .job import Job
 from .limits import max_length, refusal
 from .pages import PagePool, root_hash
 from .plan import Placement, Plan
-from .sequence import Sequence
+from .sequence import CLASS_RANKS, Sequence
 from .slots import SlotTable
 
 _by_rank = attrgetter("rank")
+_BATCH = CLASS_RANKS[ServiceClass.BATCH]
 
 
 class Scheduler:
@@ -26,7 +29,8 @@ class Scheduler:
 
     There is no prefill phase and no decode phase: every step closes the gap between computed and known tokens, those
     sequences first that lack one token only. When pages run out, the last sequence in that order gives its own back
-    and waits; it is computed again from its own tokens, minus what the prefix cache still holds.
+    and waits; it is computed again from its own tokens, minus what the prefix cache still holds. The same happens to
+    a batch sequence whose slot a higher class needs.
     """
 
     def __init__(self, settings: SchedulerSettings, capacity: Capacity) -> None:
@@ -41,11 +45,22 @@ class Scheduler:
         self.prefix_queries = 0
         self.prefix_hits = 0
         self._num_arrivals = 0
+        self._batch_goes_first = False
         self._being_computed: dict[bytes, Sequence] = {}
 
     @property
     def has_work(self) -> bool:
-        return bool(self.running or self.waiting)
+        """Whether there is something to compute now; what waits for a saved prefix is not."""
+        return bool(self.running) or any(not sequence.is_restoring for sequence in self.waiting)
+
+    @property
+    def max_running(self) -> int:
+        """Sequences that may run at once."""
+        return min(self.settings.max_batch_size, self._max_batch_tokens, self.capacity.max_sequences)
+
+    @property
+    def _max_batch_tokens(self) -> int:
+        return min(self.settings.max_batch_tokens, self.capacity.max_batch_tokens)
 
     def refusal(self, job: Job) -> Failure | None:
         """Why this job could never run here, if so."""
@@ -78,14 +93,74 @@ class Scheduler:
         slot = sequence.slot
         self.finish(sequence)
         if slot is not None:
-            self._forget(self.slots.clear(slot))
+            self.clear(slot)
+
+    def clear(self, slot: int) -> None:
+        """What the slot was said to hold is not there."""
+        self._forget(self.slots.clear(slot))
+
+    def expire(self, now_s: float) -> list[Sequence]:
+        """Drop what has never run and may not begin any more; returns what was dropped. Times are Unix times."""
+        late = [each for each in self.waiting if not each.was_admitted and each.job.may_not_start(now_s)]
+        for sequence in late:
+            self.finish(sequence)
+        return late
+
+    def make_room(self, *, batch_is_owed: bool) -> None:
+        """Take slots from batch sequences, the latest first, for higher classes that wait.
+
+        Not while batch is owed: then the first that waits goes before the higher classes.
+        """
+        self._batch_goes_first = batch_is_owed
+        if batch_is_owed:
+            return
+        num_free = min(self.slots.num_idle, self.max_running - len(self.running))
+        for sequence in tuple(self.waiting):
+            if sequence.rank[0] == _BATCH:
+                return
+            if self.cached_prefix(sequence) is None:
+                continue
+            if num_free > 0:
+                num_free -= 1
+                continue
+            if not self.running or self.running[-1].rank[0] != _BATCH:
+                return
+            self._preempt(self.running[-1])
+
+    def candidates(self) -> list[Sequence]:
+        """Those who wait and could start now, were it for slots alone."""
+        return self.waiting[: max(0, min(self.slots.num_idle, self.max_running - len(self.running)))]
+
+    def adopt(self, chain: Items[bytes]) -> Placement | None:
+        """Name a prefix that is about to be put into an idle slot from outside; None when slots or pages are short.
+
+        `clear` the slot if it does not work out.
+        """
+        if not self.slots.num_idle:
+            return None
+        pool = self.pool
+        table = pool.match(chain)
+        pool.hold(table)
+        pages = pool.allocate(len(chain) - len(table))
+        if pages is None:
+            pool.release(table)
+            return None
+        slot = self.slots.idle[0]
+        lost = self.slots.lost_by(slot, chain)
+        self._forget(self.slots.take(slot, ()))
+        table += [pool.seal(page, page_hash) for page, page_hash in zip(pages, chain[len(table) :], strict=True)]
+        for page_hash in chain:
+            self.slots.extend(slot, page_hash)
+        pool.release(table)
+        self.slots.put(slot)
+        return Placement(slot, None, len(chain) * pool.page_size, lost)
 
     def schedule(self) -> Plan:
-        """Choose the next step's batch. Empty only when there is no work."""
+        """Choose the next step's batch. Empty only when there is nothing to compute."""
         chosen: dict[Sequence, int] = {}
         placements: list[Placement] = []
         num_preemptions = self.num_preemptions
-        budget = min(self.settings.max_batch_tokens, self.capacity.max_batch_tokens)
+        budget = self._max_batch_tokens
         budget -= self._schedule_decodes(chosen, budget)
         if chosen:
             budget = min(budget, self.settings.chunked_prefill_tokens)
@@ -108,8 +183,9 @@ class Scheduler:
                 drawn.append((sequence, sample))
         return drawn
 
-    def check_integrity(self) -> None:
-        """Raises AssertionError when pool, slots and sequences disagree."""
+    def check_integrity(self, num_computed: Callable[[int], int] | None = None) -> None:
+        """Raises AssertionError when pool, slots and sequences disagree, or `num_computed` of a slot with them: what
+        the backend itself believes that it holds."""
         self.pool.check_integrity(sequence.block_table for sequence in self.running)
         assert all(not sequence.block_table and sequence.slot is None for sequence in self.waiting)
         busy = {sequence.slot for sequence in self.running}
@@ -124,6 +200,17 @@ class Scheduler:
             for slot in range(self.capacity.max_sequences):
                 held = self.slots.held(slot)
                 assert len(self.pool.match(held)) == len(held), "a slot holds a page that the pool does not know"
+        if num_computed is not None:
+            self._compare(num_computed)
+
+    def _compare(self, num_computed: Callable[[int], int]) -> None:
+        for sequence in self.running:
+            assert sequence.slot is not None
+            num = num_computed(sequence.slot)
+            assert num == sequence.num_computed, f"a slot has {num} tokens, its sequence {sequence.num_computed}"
+        for slot in self.slots.idle:
+            num_named = len(self.slots.content(slot)) * self.pool.page_size
+            assert num_computed(slot) >= num_named, f"idle slot {slot} has {num_computed(slot)} of {num_named} tokens"
 
     def _schedule_decodes(self, chosen: dict[Sequence, int], budget: int) -> int:
         """Give a token to each sequence that lacks one only; returns how many tokens that takes."""
@@ -138,14 +225,18 @@ class Scheduler:
         self, chosen: dict[Sequence, int], placements: list[Placement], budget: int, *, may_admit: bool
     ) -> None:
         """Spend the budget on the others in order, whether they run already or begin now."""
-        max_running = min(self.settings.max_batch_size, self.settings.max_batch_tokens, self.capacity.max_batch_tokens)
-        prefilling = [sequence for sequence in self.running if sequence.num_remaining > 1]
-        for sequence in merge(prefilling, tuple(self.waiting), key=_by_rank):
+        num_reserved = 0
+        for sequence in self._prompts_in_order():
             if not budget:
                 return
+            if sequence.is_restoring:
+                num_reserved += 1
+                continue
             if sequence.slot is None:
-                may_admit = may_admit and self.slots.num_idle > 0 and len(self.running) < max_running
-                prefix = self._cached_prefix(sequence) if may_admit else None
+                num_free = min(self.slots.num_idle, self.max_running - len(self.running))
+                # A slot is kept for what comes back from a disk, unless nothing else would be computed meanwhile.
+                may_admit = may_admit and num_free > (num_reserved if self.running else 0)
+                prefix = self.cached_prefix(sequence) if may_admit else None
                 if prefix is None:
                     continue
                 may_admit = self._place(sequence, prefix, placements)
@@ -155,6 +246,16 @@ class Scheduler:
             count = sequence.num_remaining if sequence.job.embed else min(sequence.num_remaining, budget)
             chosen[sequence] = count
             budget = max(budget - count, 0)
+
+    def _prompts_in_order(self) -> list[Sequence]:
+        prefilling = [sequence for sequence in self.running if sequence.num_remaining > 1]
+        order = list(merge(prefilling, self.waiting, key=_by_rank))
+        if self._batch_goes_first:
+            first = next((sequence for sequence in order if sequence.rank[0] == _BATCH), None)
+            if first is not None:
+                order.remove(first)
+                order.insert(0, first)
+        return order
 
     def _grow(self, sequence: Sequence) -> bool:
         """Get the page for a sequence's next token, from the last in order if need be; False when that is itself.
@@ -175,10 +276,11 @@ class Scheduler:
         self.running.remove(sequence)
         self._release(sequence)
         sequence.num_computed = sequence.num_sealed = 0
+        sequence.was_sought = False
         self.num_preemptions += 1
         insort(self.waiting, sequence, key=_by_rank)
 
-    def _cached_prefix(self, sequence: Sequence) -> list[int] | None:
+    def cached_prefix(self, sequence: Sequence) -> list[int] | None:
         """The cached pages that the sequence can start from; at least one token is left to compute.
 
         None when a sequence that runs and is not of a lower class is about to compute the next page of the same
@@ -189,7 +291,7 @@ class Scheduler:
         size = self.pool.page_size
         root = root_hash(self.capacity.fingerprint, sequence.job.salt)
         sequence.extend_hashes(root, size)
-        usable = sequence.page_hashes[: (len(sequence.tokens) - 1) // size]
+        usable = sequence.usable_hashes(size)
         pages = self.pool.match(usable)
         if len(pages) < len(usable):
             other = self._being_computed.get(usable[len(pages)])
@@ -208,8 +310,9 @@ class Scheduler:
         num_cached = len(prefix) * pool.page_size
         resident = [] if self.capacity.pages_shared else sequence.page_hashes[: len(prefix)]
         slot, source = self.slots.place(resident)
+        lost = self.slots.lost_by(slot, resident)
         self._forget(self.slots.take(slot, resident))
-        placements.append(Placement(slot, source, num_cached))
+        placements.append(Placement(slot, source, num_cached, lost))
         sequence.slot = slot
         sequence.block_table = prefix + pages
         sequence.num_computed = num_cached

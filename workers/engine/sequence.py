@@ -15,11 +15,13 @@ class Sequence:
     `len(tokens)`; a sequence without a slot waits.
 
     `page_hashes` name its full pages, those of the prompt from the start and later ones as they fill up; the first
-    `num_sealed` of them are known to the pool.
+    `num_sealed` of them are known to the pool. While `is_restoring`, a saved prefix of it is being read, and it is not
+    placed; `was_sought` says that the disk was asked since it last began to wait.
     """
 
     __slots__ = (
         "block_table",
+        "is_restoring",
         "job",
         "num_cached",
         "num_computed",
@@ -29,6 +31,7 @@ class Sequence:
         "slot",
         "tokens",
         "was_admitted",
+        "was_sought",
     )
 
     def __init__(self, job: Job, arrival: int) -> None:
@@ -42,6 +45,8 @@ class Sequence:
         self.block_table: list[int] = []
         self.slot: int | None = None
         self.was_admitted = False
+        self.was_sought = False
+        self.is_restoring = False
 
     @property
     def num_remaining(self) -> int:
@@ -54,3 +59,7 @@ class Sequence:
         for index in range(len(hashes), len(tokens) // page_size):
             parent = hashes[-1] if hashes else root
             hashes.append(chain_hash(parent, tokens[index * page_size : (index + 1) * page_size]))
+
+    def usable_hashes(self, page_size: int) -> list[bytes]:
+        """The pages that it may start from once they are named: at least one token is left to compute."""
+        return self.page_hashes[: (len(self.tokens) - 1) // page_size]

@@ -15,13 +15,30 @@ class SlotTable:
         self._held: list[list[bytes]] = [[] for _ in range(num_slots)]
         self._holders: dict[bytes, set[int]] = {}
         self._idle: dict[int, None] = dict.fromkeys(range(num_slots))  # least recently used first
+        self._unnamed: dict[int, tuple[bytes, ...]] = {}
 
     @property
     def num_idle(self) -> int:
         return len(self._idle)
 
+    @property
+    def idle(self) -> tuple[int, ...]:
+        """Idle slots, least recently used first."""
+        return tuple(self._idle)
+
     def held(self, slot: int) -> Sequence[bytes]:
         return self._held[slot]
+
+    def content(self, slot: int) -> Sequence[bytes]:
+        """What lies in the slot, pages included that the pool has given away since."""
+        return self._unnamed.get(slot) or self._held[slot]
+
+    def lost_by(self, slot: int, prefix: Sequence[bytes]) -> tuple[bytes, ...]:
+        """What lies in an idle slot and nowhere else, were the slot to hold `prefix` alone; empty when nothing is."""
+        content = self.content(slot)
+        if not content or content[-1] in prefix or self._holders.get(content[-1], set()) - {slot}:
+            return ()
+        return tuple(content)
 
     def place(self, prefix: Sequence[bytes]) -> tuple[int, int | None]:
         """An idle slot for a sequence, and the slot to copy the prefix from unless the first one has it already.
@@ -40,6 +57,7 @@ class SlotTable:
     def take(self, slot: int, prefix: Sequence[bytes]) -> list[bytes]:
         """Make an idle slot busy, holding `prefix` alone. Returns what no slot holds any more."""
         del self._idle[slot]
+        self._unnamed.pop(slot, None)
         held = self._held[slot]
         num_kept = 0
         while num_kept < min(len(held), len(prefix)) and held[num_kept] == prefix[num_kept]:
@@ -60,11 +78,13 @@ class SlotTable:
 
     def clear(self, slot: int) -> list[bytes]:
         """The slot's content is gone. Returns what no slot holds any more."""
+        self._unnamed.pop(slot, None)
         return self._truncate(slot, 0)
 
     def forget(self, page_hash: bytes) -> None:
         """The pool has given this page away: whoever holds it can no longer count on it or on what follows."""
         for slot in tuple(self._holders.get(page_hash, ())):
+            self._unnamed.setdefault(slot, tuple(self._held[slot]))
             self._truncate(slot, self._held[slot].index(page_hash))
 
     def _truncate(self, slot: int, num_pages: int) -> list[bytes]:

@@ -1,0 +1,157 @@
+"""The restorer: moves prefixes between the backend's slots and the offload. Lives on the engine's thread."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+
+from inferflux.config.logs import get_logger
+
+from ..backends.backend import Backend
+from .breakeven import BreakEven
+from .offload import Offload
+from .scheduler import Scheduler
+from .sequence import Sequence
+
+log = get_logger("engine.offload")
+
+MIN_TOKENS = 64
+"""A prefix shorter than this is computed again rather than kept in a file."""
+
+
+class Reading:
+    """A saved prefix on its way back, and the sequences that wait for it until `deadline_s`."""
+
+    def __init__(self, chain: tuple[bytes, ...], deadline_s: float) -> None:
+        self.chain = chain
+        self.deadline_s = deadline_s
+        self.sequences: list[Sequence] = []
+        self.state: bytes | None = None
+
+
+class Restorer:
+    """Saves what a slot is about to lose, and brings a prefix back before the sequence that wants it is placed.
+
+    `wake` is called from another thread when `settle` has something to do. No failure here reaches a request: it is
+    computed instead.
+    """
+
+    def __init__(self, offload: Offload, backend: Backend, page_size: int, wake: Callable[[], None]) -> None:
+        self._offload = offload
+        self._backend = backend
+        self._page_size = page_size
+        self._wake = wake
+        self._min_pages = -(-MIN_TOKENS // page_size)
+        self._break_even = BreakEven()
+        self._readings: dict[bytes, Reading] = {}
+        self._arrived: deque[tuple[Reading, float]] = deque()
+
+    @property
+    def has_arrivals(self) -> bool:
+        return bool(self._arrived)
+
+    @property
+    def deadline_s(self) -> float | None:
+        """When somebody will have waited long enough."""
+        return min((reading.deadline_s for reading in self._readings.values()), default=None)
+
+    def computed(self, num_tokens: int, took_s: float) -> None:
+        """A batch with part of a prompt in it was computed."""
+        self._break_even.observe_prefill(num_tokens, took_s)
+
+    def seek(self, scheduler: Scheduler, now_s: float) -> None:
+        """Look on the disk for those who could start now, once for each."""
+        for sequence in scheduler.candidates():
+            if sequence.was_sought or sequence.job.embed:
+                continue
+            cached = scheduler.cached_prefix(sequence)
+            if cached is None:
+                continue
+            sequence.was_sought = True
+            chain = sequence.usable_hashes(self._page_size)
+            if len(chain) - len(cached) < self._min_pages:
+                continue
+            found = self._offload.find(chain)
+            num_gained = found[1] - len(cached) if found is not None else 0
+            if found is None or num_gained < self._min_pages:
+                self._offload.missed()
+                continue
+            saved, num_pages = found
+            num_tokens = num_gained * self._page_size
+            if not self._break_even.prefers_reading(saved.num_bytes, num_tokens):
+                self._offload.missed()
+                continue
+            sequence.is_restoring = True
+            reading = self._readings.get(saved.key)
+            if reading is None:
+                deadline_s = now_s + self._break_even.patience_s(num_tokens)
+                reading = self._readings[saved.key] = Reading(tuple(chain[:num_pages]), deadline_s)
+                self._offload.fetch(saved, partial(self._arrive, reading))
+            reading.sequences.append(sequence)
+
+    def settle(self, scheduler: Scheduler, now_s: float) -> None:
+        """Put what has arrived into a slot, and let go of those who have waited long enough."""
+        while self._arrived:
+            reading, took_s = self._arrived.popleft()
+            state = reading.state
+            if state is not None and took_s:
+                self._break_even.observe_read(len(state), took_s)
+            if state is not None and any(sequence in scheduler.waiting for sequence in reading.sequences):
+                self._restore(scheduler, reading, state)
+            self._release(reading)
+        for reading in [each for each in self._readings.values() if each.deadline_s <= now_s]:
+            self._offload.missed()
+            self._release(reading)
+
+    def save(self, slot: int, chain: tuple[bytes, ...]) -> None:
+        """Keep what an idle slot holds, before something else takes its place."""
+        if len(chain) < self._min_pages or not self._offload.wants(chain):
+            return
+        try:
+            self._offload.store(chain, self._backend.save(slot, len(chain) * self._page_size))
+        except Exception as error:
+            log.error("a prefix could not be saved", error=error, slot=slot)
+
+    def close(self, scheduler: Scheduler, timeout_s: float) -> None:
+        """Keep what idle slots hold, most recently used first, as far as time allows."""
+        deadline_s = time.monotonic() + timeout_s
+        for slot in reversed(scheduler.slots.idle):
+            if not self._offload.flush(max(0.0, deadline_s - time.monotonic())):
+                break
+            self.save(slot, tuple(scheduler.slots.content(slot)))
+        self._offload.close(max(0.0, deadline_s - time.monotonic()))
+
+    def _arrive(self, reading: Reading, state: bytes | None, took_s: float) -> None:
+        reading.state = state
+        self._arrived.append((reading, took_s))
+        self._wake()
+
+    def _restore(self, scheduler: Scheduler, reading: Reading, state: bytes) -> None:
+        placement = scheduler.adopt(reading.chain)
+        if placement is None:
+            for sequence in reading.sequences:
+                sequence.was_sought = False
+            return
+        if placement.lost:
+            self.save(placement.slot, placement.lost)
+        try:
+            fits = self._backend.load(placement.slot, state, placement.num_tokens)
+        except Exception as error:
+            log.error("a saved prefix could not be loaded", error=error, slot=placement.slot)
+            self._backend.trim(placement.slot, 0)
+            fits = False
+        if not fits:
+            log.warning("a saved prefix does not fit the backend", num_tokens=placement.num_tokens)
+            self._offload.missed()
+            scheduler.clear(placement.slot)
+
+    def _release(self, reading: Reading) -> None:
+        """Whether it came or not, its sequences can be placed. A second arrival of the same prefix may be under way."""
+        for key, each in tuple(self._readings.items()):
+            if each is reading:
+                del self._readings[key]
+        for sequence in reading.sequences:
+            sequence.is_restoring = False
+        reading.sequences = []
