@@ -27,12 +27,13 @@ class Server(msgspec.Struct, frozen=True):
 
 class Answer(msgspec.Struct, frozen=True):
     """One request: when it was sent (perf_counter), seconds to the first token and to the end, the seconds between
-    tokens, and what it said. `num_tokens` is the server's own count."""
+    tokens, and what it said. The numbers of tokens are the server's own."""
 
     sent_s: float
     first_s: float
     total_s: float
     gaps_s: tuple[float, ...]
+    num_prompt_tokens: int
     num_tokens: int
     text: str
 
@@ -99,7 +100,8 @@ class Client:
 
 
 async def _read_answer(reader: asyncio.StreamReader, sent_s: float) -> Answer:
-    rest, pieces, times_s, num_tokens = b"", [], [], 0
+    rest, pieces, times_s = b"", [], []
+    usage = {"prompt_tokens": 0, "completion_tokens": 0}
     while size := int(await reader.readline(), 16):
         rest += (await reader.readexactly(size + 2))[:-2]
         *lines, rest = rest.split(b"\n")
@@ -114,17 +116,17 @@ async def _read_answer(reader: asyncio.StreamReader, sent_s: float) -> Answer:
             if text:
                 pieces.append(text)
                 times_s.append(now_s)
-            if event.get("usage"):
-                num_tokens = event["usage"]["completion_tokens"]
+            usage = event.get("usage") or usage
     await reader.readline()
     ended_s = time.perf_counter()
     if not times_s:
         raise Refused("the stream ended without a token")
     gaps_s = tuple(later - earlier for earlier, later in itertools.pairwise(times_s))
-    return Answer(sent_s, times_s[0] - sent_s, ended_s - sent_s, gaps_s, num_tokens or len(times_s), "".join(pieces))
+    num_prompt, num_tokens = usage["prompt_tokens"], usage["completion_tokens"] or len(times_s)
+    return Answer(sent_s, times_s[0] - sent_s, ended_s - sent_s, gaps_s, num_prompt, num_tokens, "".join(pieces))
 
 
 def _text(event: dict[str, Any]) -> str:
     """What an event adds to the answer, of a completion or of a chat."""
-    choices = event.get("choices") or ({},)
+    choices: Any = event.get("choices") or ({},)
     return choices[0].get("text") or (choices[0].get("delta") or {}).get("content") or ""
