@@ -109,10 +109,11 @@ class FairShare:
         num_free_slots: int,
         hardware: Literal["cpu", "gpu"],
         running: Mapping[Lane, int] = MappingProxyType({}),
+        prefixes: tuple[str, ...] = (),
     ) -> Gossip:
         """The next message to the others: send it every interval, also when nothing happened.
 
-        `running` is how many prompts of each lane this worker holds.
+        `running` is how many prompts of each lane this worker holds; `prefixes` are beginnings that it has cached.
         """
         if self._roster.fell_silent(now_s):
             self._owe_for_gone(now_s)
@@ -133,6 +134,7 @@ class FairShare:
                 LaneRunning(service_class=lane.service_class, tenant=lane.tenant, num_running=num)
                 for lane, num in running.items()
             ),
+            prefixes=prefixes,
             recent={cls: tokens for cls in ServiceClass if (tokens := self._window.total(cls, now_s))},
             asks=self._roster.asking(now_s),
             num_owed=self._ledger.num_owed,
@@ -160,6 +162,10 @@ class FairShare:
     def free_gpu_slots(self, now_s: float) -> int:
         """Free slots of the GPU workers whose gossip is at most three intervals old."""
         return self._roster.free_gpu_slots(now_s)
+
+    def cached_elsewhere(self, prefix: str, now_s: float) -> bool:
+        """Whether another worker with a free slot has a prompt's beginning in its cache."""
+        return self._roster.caches(prefix, now_s)
 
     def running_elsewhere(self, now_s: float) -> Counter[Lane]:
         """Prompts that the other workers hold: stored in the stream, but not waiting."""

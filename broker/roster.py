@@ -113,6 +113,10 @@ class Roster:
                 held[(lane.service_class, lane.tenant)] += lane.num_running
         return held
 
+    def caches(self, prefix: str, now_s: float) -> bool:
+        """Whether a peer that has room has computed this beginning."""
+        return any(peer.gossip.num_free_slots and prefix in peer.gossip.prefixes for peer in self._alive(now_s))
+
     def recent(self, service_class: str, now_s: float) -> float:
         """Weighted tokens that the others served to a class in the last share window."""
         return sum(

@@ -253,8 +253,9 @@ class Gossip(Wire, frozen=True, kw_only=True):
     """What workers of a model tell each other so that they pick in one fair order. Losing one loses nothing.
 
     `at` grows with every message of an epoch. `totals` are the sender's own, those that changed and a few others;
-    `running` is all it holds; `recent` is what it served to each class in the last share window. `asks`, when set,
-    is since when the sender has been asking everybody for all they know; `num_owed` counts answers not sent yet.
+    `running` is all it holds; `prefixes` are digests of prompt beginnings that its cache should hold; `recent` is
+    what it served to each class in the last share window. `asks`, when set, is since when the sender has been asking
+    everybody for all they know; `num_owed` counts answers not sent yet.
     """
 
     worker: str
@@ -267,6 +268,7 @@ class Gossip(Wire, frozen=True, kw_only=True):
     lifts: tuple[Lift, ...] = ()
     gone: tuple[EpochTotals, ...] = ()
     running: tuple[LaneRunning, ...] = ()
+    prefixes: tuple[str, ...] = ()
     recent: dict[str, float] = {}
     asks: float | None = None
     num_owed: int = 0

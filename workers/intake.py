@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from inferflux.broker.broker import Bell, Broker, Delivery, Subscription
 from inferflux.broker.errors import BrokerError
 from inferflux.broker.fairshare import FairShare
-from inferflux.broker.subjects import Lane
+from inferflux.broker.subjects import HEADER_PREFIX, Lane
 from inferflux.broker.wire import decode_gossip, encode
 from inferflux.config.logs import get_logger
 from inferflux.config.settings import Settings
@@ -23,6 +23,9 @@ from .host import ModelHost
 log = get_logger("worker.intake")
 
 RETRY_S = 0.5
+# Long enough for a bell to reach the worker that holds a prompt's beginning and for its pull; short beside a prefill.
+AFFINITY_WAIT_S = 0.005
+MAX_PREFIXES = 128
 
 
 class Intake:
@@ -55,6 +58,7 @@ class Intake:
         self._pulls: dict[asyncio.Task[None], Lane] = {}
         self._num_bells: Counter[Lane] = Counter()
         self._num_stored: Counter[Lane] = Counter()
+        self._prefixes: dict[str, None] = {}
         self._background: list[asyncio.Task[None]] = []
 
     @property
@@ -80,6 +84,13 @@ class Intake:
         """Pull no more."""
         self._pulling = False
         self._wake.set()
+
+    def remember(self, prefix: str) -> None:
+        """This prompt's beginning is about to be computed here, and then cached."""
+        self._prefixes.pop(prefix, None)
+        self._prefixes[prefix] = None
+        if len(self._prefixes) > MAX_PREFIXES:
+            del self._prefixes[next(iter(self._prefixes))]
 
     def ended(self, lane: Lane) -> None:
         """A prompt of this lane is off our hands: a lane that ran as much as it may can go on."""
@@ -153,8 +164,16 @@ class Intake:
         return self._host.capacity.hardware == "cpu" and self.fair.free_gpu_slots(time.monotonic()) > 0
 
     def _on_bell(self, bell: Bell) -> None:
-        self._num_bells[bell.lane] += 1
-        self._mark(bell.lane, self.fair.num_waiting(bell.lane) + 1)
+        prefix = bell.headers.get(HEADER_PREFIX)
+        now_s = time.monotonic()
+        if prefix is not None and prefix not in self._prefixes and self.fair.cached_elsewhere(prefix, now_s):
+            asyncio.get_running_loop().call_later(AFFINITY_WAIT_S, self._rang, bell.lane)
+        else:
+            self._rang(bell.lane)
+
+    def _rang(self, lane: Lane) -> None:
+        self._num_bells[lane] += 1
+        self._mark(lane, self.fair.num_waiting(lane) + 1)
         self._wake.set()
 
     def _mark(self, lane: Lane, num_waiting: int) -> None:
@@ -194,7 +213,8 @@ class Intake:
     async def _gossip_forever(self) -> None:
         while True:
             hardware = self._host.capacity.hardware if self._host.state == "ready" else "cpu"
-            gossip = self.fair.gossip(time.monotonic(), self.num_free_slots, hardware, self.running)
+            prefixes = tuple(self._prefixes)
+            gossip = self.fair.gossip(time.monotonic(), self.num_free_slots, hardware, self.running, prefixes)
             with contextlib.suppress(BrokerError):
                 await self._broker.send_gossip(self._host.model, encode(gossip))
             await asyncio.sleep(self._settings.fairness.gossip_interval_s)

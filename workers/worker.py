@@ -14,6 +14,7 @@ from typing import Any
 from inferflux.broker.broker import Broker, Delivery
 from inferflux.broker.errors import BrokerError
 from inferflux.broker.fairshare import FairShare
+from inferflux.broker.prefix import prefix_digest
 from inferflux.broker.subjects import OWNER_TENANT, RequestKey
 from inferflux.broker.wire import Claim
 from inferflux.config.logs import get_logger
@@ -125,6 +126,8 @@ class Worker:
                 log.warning("request id in use", request=task.key.request, owner=task.key.owner)
                 self._spawn(delivery.ack())
             return
+        if task.prompt is not None and (prefix := prefix_digest(task.prompt, task.salt)) is not None:
+            self._intakes[host.model].remember(prefix)
         attempt = Attempt(task, host, self._broker, self._settings, self.id)
         self._attempts[task.key] = attempt
         self._spawn(self._run(attempt))

@@ -14,11 +14,13 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from inferflux.broker.memory import MemoryBroker, MemoryHub
+from inferflux.broker.prefix import prefix_digest
 from inferflux.broker.stamp import Stamp, Stamper
-from inferflux.broker.subjects import HEADER_STAMP, Lane, RequestKey, ServiceClass, infer
-from inferflux.broker.wire import Claim, Frame, Usage, decode_frame, encode
+from inferflux.broker.subjects import HEADER_PREFIX, HEADER_STAMP, Lane, RequestKey, ServiceClass, infer
+from inferflux.broker.wire import Claim, Frame, Usage, decode_frame, decode_prompt, encode
 from inferflux.config.metrics import WorkerMetrics
 from inferflux.config.settings import (
+    FairnessSettings,
     QueueSettings,
     RuntimeSettings,
     SchedulerSettings,
@@ -80,6 +82,8 @@ class Fleet:
         if stamped is not None:
             stamp = Stamp(stamped, int(time.time()) + 60, 0)
             headers[HEADER_STAMP] = STAMPER.write(stamp, subject=infer(lane), msg_id=request, body=data)
+            prefix = prefix_digest(decode_prompt(data), f"tenant:{lane.tenant}")
+            headers |= {HEADER_PREFIX: prefix} if prefix else {}
         receipt = await self.client.publish_prompt(lane, data, msg_id=request, headers=headers)
         return receipt.seq
 
@@ -377,3 +381,27 @@ async def test_weights_and_shares_change_while_it_runs(slow_fleet: Fleet) -> Non
         await FairnessStore(slow_fleet.client).change({"acme": 4.0}, {"batch": 0.5})
         while weight() != 4.0 or fair._min_share.batch != 0.5:
             await asyncio.sleep(0.01)
+
+
+async def test_the_turns_of_a_conversation_come_back_to_the_worker_that_has_its_cache() -> None:
+    quick = msgspec.structs.replace(settings(), fairness=FairnessSettings(gossip_interval_s=0.02))
+    fleet = Fleet(quick)
+    await fleet.listen("a-one")
+    workers = [fleet.start_worker(), fleet.start_worker()]
+    try:
+        for conversation in range(3):
+            home: list[bool] = []
+            turns = [{"role": "user", "content": f"This is conversation number {conversation}. Hello!"}]
+            for turn in range(4):
+                before = [worker.hosts[0].stats().generated_tokens for worker in workers]
+                request = f"c{conversation}t{turn}"
+                await fleet.publish(request, stamped="a-one", type="chat", prompt="", messages=list(turns))
+                answer = text(await fleet.frames(request, "a-one"))
+                after = [worker.hosts[0].stats().generated_tokens for worker in workers]
+                served = [new > old for new, old in zip(after, before, strict=True)]
+                assert served == (home or served), f"turn {turn} went elsewhere"
+                home = served
+                turns += [{"role": "assistant", "content": answer}, {"role": "user", "content": "Go on."}]
+                await asyncio.sleep(0.1)  # a few rounds of gossip: what is cached must have been told
+    finally:
+        await fleet.stop()
