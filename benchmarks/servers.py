@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -60,9 +60,9 @@ def inferflux(
         "--workers",
         str(num_workers),
     ]
-    with _process(command, folder, folder / "inferflux.log"):
+    with _process(command, folder, "inferflux.log") as process:
         url = f"http://127.0.0.1:{port}/v1/admin/workers"
-        _wait_for(url, lambda answer: answer.count('"ready"') >= num_workers)
+        _wait_for(process, folder / "inferflux.log", url, lambda answer: answer.count('"ready"') >= num_workers)
         yield Server("127.0.0.1", port, key=KEY)
 
 
@@ -73,18 +73,18 @@ def llama_server(folder: Path, binary: Path, gguf: Path, options: PeerOptions, c
     command: list[str] = [str(binary), "-m", str(gguf), "--host", "127.0.0.1", "--port", str(port)]
     command += ["-np", str(options.num_slots), "-t", str(options.num_threads), "-fa", options.flash_attention]
     command += ["-c", str(context_length * options.num_slots), "--no-webui"]
-    with _process(command, folder, folder / "llama-server.log"):
-        _wait_for(f"http://127.0.0.1:{port}/health", bool)
+    with _process(command, folder, "llama-server.log") as process:
+        _wait_for(process, folder / "llama-server.log", f"http://127.0.0.1:{port}/health", bool)
         yield Server("127.0.0.1", port)
 
 
 @contextmanager
-def _process(command: Sequence[str], folder: Path, log_path: Path) -> Iterator[None]:
+def _process(command: Sequence[str], folder: Path, log_name: str) -> Iterator[subprocess.Popen[bytes]]:
     environ = {name: value for name, value in os.environ.items() if not name.startswith("INFERFLUX_")}
-    with log_path.open("w") as log:
+    with (folder / log_name).open("w") as log:
         process = subprocess.Popen(command, cwd=folder, env=environ, stdout=log, stderr=subprocess.STDOUT)
     try:
-        yield
+        yield process
     finally:
         process.terminate()
         try:
@@ -94,9 +94,10 @@ def _process(command: Sequence[str], folder: Path, log_path: Path) -> Iterator[N
             process.wait()
 
 
-def _wait_for(url: str, good: Any) -> None:
+def _wait_for(process: subprocess.Popen[bytes], log: Path, url: str, good: Callable[[str], bool]) -> None:
+    """Raises RuntimeError with the end of its log when the server does not come up."""
     deadline_s = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline_s:
+    while time.monotonic() < deadline_s and process.poll() is None:
         try:
             response = httpx.get(url, headers={"authorization": f"Bearer {KEY}"})
             if response.status_code == 200 and good(response.text):
@@ -104,7 +105,7 @@ def _wait_for(url: str, good: Any) -> None:
         except httpx.HTTPError:
             pass
         time.sleep(0.1)
-    raise RuntimeError(f"{url} did not become ready; its log says why")
+    raise RuntimeError(f"{url} did not become ready: {log.read_text(errors='replace')[-2000:]}")
 
 
 def _free_port() -> int:
