@@ -13,6 +13,8 @@ from litestar.types import Message, Scope
 from inferflux.broker.broker import Broker
 from inferflux.broker.stamp import Stamper
 from inferflux.config.settings import Settings
+from inferflux.registry.deadletters import DeadLetters
+from inferflux.registry.fairness import FairnessStore
 from inferflux.registry.follower import FleetFollower
 from inferflux.registry.models import Models
 from inferflux.registry.tenants import Tenants
@@ -25,9 +27,11 @@ from .identity import Identity
 from .patience import Patience
 from .pressure import Pressure
 from .problems import EXCEPTION_HANDLERS
+from .queues import Queues
 from .relay import Relay
-from .routes import admin, documents, generation, health, models
+from .routes import admin, dead, documents, fairness, generation, health, models, queue
 from .status import Metrics, Status
+from .sweeper import Sweeper
 
 
 class Parts:
@@ -50,6 +54,8 @@ class Parts:
             self.pressure,
             self.metrics.api,
         )
+        self.sweeper = Sweeper(settings.queue, broker, stamper, self.follower, canceller, self.metrics.api)
+        self.queues = Queues(broker, stamper, canceller)
         self.gateway = Gateway(settings, served, self.dispatcher)
         self.status = Status(broker, self.follower.fleet, self.dispatcher, self.pressure, self.metrics)
 
@@ -57,10 +63,12 @@ class Parts:
         await self.relay.start()
         await self.pressure.start()
         self.follower.start()
+        self.sweeper.start()
 
     async def close(self) -> None:
         """Ends what is still open at once; drain first where that matters."""
         await self.dispatcher.drain(0.0)
+        await self.sweeper.close()
         await self.follower.close()
         await self.pressure.close()
         await self.relay.close()
@@ -91,6 +99,10 @@ def create_app(settings: Settings, broker: Broker, stamper: Stamper, served: Mod
             "gateway": _provide(parts.gateway),
             "status": _provide(parts.status),
             "fleet": _provide(parts.follower.fleet),
+            "queues": _provide(parts.queues),
+            "dead_letters": _provide(DeadLetters(broker)),
+            "fairness_store": _provide(FairnessStore(broker)),
+            "tenants": _provide(tenants),
         },
         exception_handlers=EXCEPTION_HANDLERS,
         lifespan=[lifespan],
@@ -110,7 +122,18 @@ _V1 = [
     models.list_models,
     models.get_model,
 ]
-_ADMIN = [admin.list_workers, admin.list_queues, admin.get_status]
+_ADMIN = [
+    admin.list_workers,
+    admin.get_status,
+    queue.list_queues,
+    queue.cancel_request,
+    dead.list_dead,
+    dead.get_dead,
+    dead.retry_dead,
+    dead.drop_dead,
+    fairness.get_fairness,
+    fairness.change_fairness,
+]
 _OPEN = [health.livez, health.readyz, health.metrics, documents.openapi_json, documents.docs]
 
 

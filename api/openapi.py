@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
 
 from .answers import ChatCompletion, Completion, EmbeddingList, ModelAnswer, ModelList
 from .problems import Problem
+from .queues import CancelAnswer
+from .routes.dead import RetryAnswer, WholeLetterAnswer
+from .routes.fairness import FairnessAnswer, FairnessRequest
 from .schemas import ChatRequest, CompletionRequest, EmbeddingRequest
 from .status import StatusAnswer
 
@@ -57,7 +61,55 @@ OPERATIONS = (
     Operation(method="get", path="/v1/models", summary="List the models.", scope="read", answer=ModelList),
     Operation(method="get", path="/v1/models/{model_id}", summary="One model.", scope="read", answer=ModelAnswer),
     Operation(method="get", path="/v1/admin/workers", summary="Every live worker's last heartbeat.", scope="admin"),
-    Operation(method="get", path="/v1/admin/queue", summary="Every lane that holds prompts.", scope="admin"),
+    Operation(
+        method="get",
+        path="/v1/admin/queue",
+        summary="Every lane that holds prompts: how many wait and run, and how old the oldest is.",
+        scope="admin",
+    ),
+    Operation(
+        method="delete",
+        path="/v1/admin/requests/{request_id}",
+        summary="Cancel a request, queued or running.",
+        scope="admin",
+        answer=CancelAnswer,
+    ),
+    Operation(
+        method="get",
+        path="/v1/admin/queue/dead",
+        summary="Requests that were given up, without their prompts.",
+        scope="admin",
+    ),
+    Operation(
+        method="get",
+        path="/v1/admin/queue/dead/{letter_id}",
+        summary="One of them, with its prompt.",
+        scope="admin",
+        answer=WholeLetterAnswer,
+    ),
+    Operation(
+        method="post",
+        path="/v1/admin/queue/dead/{letter_id}/retry",
+        summary="Run its prompt again as a new request, and wait for the answer.",
+        scope="admin",
+        answer=RetryAnswer,
+    ),
+    Operation(method="delete", path="/v1/admin/queue/dead/{letter_id}", summary="Forget it.", scope="admin"),
+    Operation(
+        method="get",
+        path="/v1/admin/fairness",
+        summary="Weights and class shares in force.",
+        scope="admin",
+        answer=FairnessAnswer,
+    ),
+    Operation(
+        method="put",
+        path="/v1/admin/fairness",
+        summary="Change weights and class shares while the fleet runs.",
+        scope="admin",
+        request=FairnessRequest,
+        answer=FairnessAnswer,
+    ),
     Operation(method="get", path="/v1/admin/status", summary="This API process.", scope="admin", answer=StatusAnswer),
     Operation(method="get", path="/livez", summary="Whether the process answers."),
     Operation(method="get", path="/readyz", summary="Whether new requests are accepted, with each check."),
@@ -104,5 +156,8 @@ def _operation(each: Operation, refs: dict[Any, dict[str, Any]]) -> dict[str, An
     if each.request is not None:
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": refs[each.request]}}}
     if "{" in each.path:
-        operation["parameters"] = [{"name": "model_id", "in": "path", "required": True, "schema": {"type": "string"}}]
+        operation["parameters"] = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            for name in re.findall(r"{(\w+)}", each.path)
+        ]
     return operation

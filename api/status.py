@@ -14,6 +14,7 @@ from inferflux.broker.broker import Broker
 from inferflux.broker.errors import BrokerError
 from inferflux.config.logs import get_logger
 from inferflux.config.metrics import ApiMetrics, FleetMetrics
+from inferflux.registry.deadletters import DeadLetters
 from inferflux.registry.fleet import Fleet
 
 from .dispatch import Dispatcher
@@ -38,15 +39,6 @@ class StatusAnswer(msgspec.Struct, frozen=True, kw_only=True):
     checks: dict[str, bool]
 
 
-class QueueAnswer(msgspec.Struct, frozen=True):
-    """One lane: prompts stored, waiting and running."""
-
-    model: str
-    service_class: str
-    tenant: str
-    depth: int
-
-
 class Metrics:
     """The registry behind /metrics and everything in it."""
 
@@ -68,6 +60,7 @@ class Status:
         self._dispatcher = dispatcher
         self._pressure = pressure
         self._metrics = metrics
+        self._dead_letters = DeadLetters(broker)
         self._started = time.time()
 
     def checks(self) -> dict[str, bool]:
@@ -91,21 +84,15 @@ class Status:
             checks=self.checks(),
         )
 
-    async def queues(self) -> list[QueueAnswer]:
-        """Every lane that holds prompts, as the broker says now."""
-        backlog = await self._broker.backlog()
-        return [
-            QueueAnswer(lane.model, lane.service_class.value, lane.tenant, backlog[lane]) for lane in sorted(backlog)
-        ]
-
     async def refresh_metrics(self) -> None:
-        """Set the gauges of queues and workers; without a broker those of the queues are absent."""
+        """Set the gauges of queues, dead letters and workers; without a broker those of the queues are absent."""
         api = self._metrics.api
         api.tape_fill.set(self._pressure.tape_fill)
         api.queue_depth.clear()
         try:
-            for queue in await self.queues():
-                api.queue_depth.labels(queue.model, queue.service_class, queue.tenant).set(queue.depth)
+            for lane, depth in (await self._broker.backlog()).items():
+                api.queue_depth.labels(lane.model, lane.service_class.value, lane.tenant).set(depth)
+            api.dead_letters.set(len(await self._dead_letters.ids()))
         except BrokerError as error:
             log.warning("queues not counted", reason=str(error))
         self._set_fleet()

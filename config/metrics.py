@@ -70,6 +70,15 @@ class ApiMetrics:
             ("model", "service_class", "tenant"),
             registry=registry,
         )
+        self.dead_letters = Gauge(
+            "inferflux_dead_letters", "Requests that were given up and are kept.", registry=registry
+        )
+        self.swept = Counter(
+            "inferflux_swept",
+            "Prompts that this replica ended because nobody pulled them, by error code.",
+            ("model", "code"),
+            registry=registry,
+        )
         self.workers = Gauge("inferflux_workers", "Live workers that serve a model.", model, registry=registry)
         self.tape_fill = Gauge("inferflux_tape_fill", "Share of the tape's byte limit in use.", registry=registry)
 

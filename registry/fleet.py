@@ -32,6 +32,10 @@ class Fleet:
     def workers(self) -> tuple[WorkerBeat, ...]:
         return tuple(self._beats[key] for key in sorted(self._beats))
 
+    def has_worker(self, worker: str) -> bool:
+        """Whether a worker of this name lives, draining or not."""
+        return any(beat.worker == worker for beat in self._beats.values())
+
     def models(self, model: str) -> list[ModelBeat]:
         """The model as each live worker that does not drain reports it, ready ones first."""
         beats = [beat for worker in self._beats.values() if not worker.draining for beat in worker.models]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from inferflux.broker.broker import Delivery
 from inferflux.broker.errors import RequestError
+from inferflux.broker.ownership import owner_of, request_id
 from inferflux.broker.stamp import Stamper
-from inferflux.broker.subjects import HEADER_MSG_ID, HEADER_STAMP, OWNER_TENANT, RequestKey, infer, tenant_owner
+from inferflux.broker.subjects import HEADER_MSG_ID, HEADER_STAMP, RequestKey, infer
 from inferflux.broker.wire import AnyPrompt, Failure, failure
 from inferflux.registry.tenants import Tenants
 
@@ -30,7 +31,7 @@ class PromptReader:
         stamp = self._stamper.check(
             delivery.headers.get(HEADER_STAMP), subject=infer(lane), msg_id=msg_id, body=delivery.body
         )
-        owner = stamp.owner if stamp else tenant_owner(lane.tenant)
+        owner = owner_of(lane, stamp)
         prompt: AnyPrompt | None = None
         error: Failure | None = None
         try:
@@ -38,7 +39,7 @@ class PromptReader:
             key = RequestKey(owner, prompt.id)
         except RequestError as reason:
             error = failure(reason.code, reason.message, param=reason.param)
-            key = RequestKey(owner, self._fallback_id(msg_id, owner, delivery.seq))
+            key = RequestKey(owner, request_id(delivery.body, msg_id, owner, delivery.seq))
         return Task(
             key=key,
             delivery=delivery,
@@ -47,10 +48,3 @@ class PromptReader:
             salt=self._tenants.tenant(lane.tenant).salt,
             error=error,
         )
-
-    @staticmethod
-    def _fallback_id(msg_id: str, owner: str, seq: int) -> str:
-        """For a body without a readable id: the message id where there is one, else the sequence in the stream."""
-        if msg_id and owner.startswith(OWNER_TENANT):
-            return msg_id.removeprefix(f"{owner}.")[:128]
-        return msg_id[:128] or f"seq-{seq}"

@@ -1,4 +1,4 @@
-"""GET /v1/admin/...: the fleet, the queues and this replica, for operators and `inferctl status`."""
+"""GET /v1/admin/...: the fleet and this replica, for operators, `inferctl status` and `inferctl fleet`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,6 @@ from ..status import Status
 async def list_workers(fleet: NamedDependency[Fleet]) -> Response[bytes]:
     """Every live worker's last heartbeat."""
     return _respond({"object": "list", "data": [_full(beat) for beat in fleet.workers()]})
-
-
-@get("/queue", opt={"scope": "admin"})
-async def list_queues(status: NamedDependency[Status]) -> Response[bytes]:
-    """Every lane that holds prompts."""
-    return _respond({"object": "list", "data": await status.queues()})
 
 
 @get("/status", opt={"scope": "admin"})

@@ -112,7 +112,17 @@ async def test_admin_shows_everything_that_status_prints(api: Any) -> None:
     assert workers[0]["worker"] == "w1"
     assert workers[0]["rss_bytes"] == 0
     assert workers[0]["models"][0]["num_slots"] == 4
-    assert queue == [{"model": "org/small", "service_class": "default", "tenant": "acme", "depth": 1}]
+    assert 0 <= queue[0].pop("oldest_age_s") < 10
+    assert queue == [
+        {
+            "model": "org/small",
+            "service_class": "default",
+            "tenant": "acme",
+            "depth": 1,
+            "num_running": 1,
+            "num_waiting": 0,
+        }
+    ]
     assert status["rss_bytes"] > 1_000_000
     assert status["num_streams"] == 1
     assert status["checks"] == {"broker_connected": True, "streams_answer": True, "not_draining": True}
