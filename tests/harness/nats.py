@@ -75,7 +75,7 @@ class NatsServers:
         }
         log = self._path / f"node-{node}.log"
         self._processes[node] = subprocess.Popen(
-            die_with_parent([str(find_binary()), "-c", str(self._path / "nats.conf"), "-l", str(log)]),
+            die_with_parent(self._command(log)),
             env=environ,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
@@ -86,6 +86,9 @@ class NatsServers:
             assert status is None, f"nats-server ended with {status}: {log.read_text()}"
             assert time.monotonic() < deadline, "nats-server does not listen"
             time.sleep(0.01)
+
+    def _command(self, log: Path) -> list[str]:
+        return [str(find_binary()), "-c", str(self._path / "nats.conf"), "-l", str(log)]
 
     def start_all(self) -> None:
         for node in range(self.num_nodes):

@@ -1,0 +1,146 @@
+"""What clients of a whole InferFlux see when its processes are killed, frozen and restarted under them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from chaos.conftest import Scale
+from harness.crowd import Crowd, Outcome, crowd
+from harness.fleet import stub_text
+from harness.server import Server, running_server
+
+from inferflux.broker.errors import Code
+
+pytestmark = pytest.mark.integration
+
+NUM_SLOTS = 64
+STEP_S = 0.08
+LEASE_S = 2.0
+NUM_TOKENS = 30
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Two replicas and two workers of 64 slots."""
+    settings = {
+        "runtime": {"scheduler": {"max_batch_size": NUM_SLOTS}, "stub": {"step_s": STEP_S}},
+        "queue": {"lease_s": LEASE_S},
+    }
+    with running_server(tmp_path_factory.mktemp("chaos"), num_replicas=2, num_workers=2, settings=settings) as server:
+        yield server
+
+
+async def test_kill_9_of_a_worker_with_64_requests_in_flight(server: Server, scale: Scale) -> None:
+    """Fails when the prompt is acked before its terminal frame, and when an attempt does not resume from the tape."""
+    for number in range(scale.rounds):
+        prompts = [f"round {number} prompt {each}" for each in range(2 * NUM_SLOTS)]
+        async with crowd() as clients:
+            asking = asyncio.create_task(clients.all(server.urls, prompts, NUM_TOKENS))
+            victim = await _worker(server, lambda beat: _num_running(beat) == NUM_SLOTS)
+            os.kill(victim["pid"], signal.SIGKILL)
+            outcomes = await asking
+        for outcome in outcomes:
+            outcome.assert_exact()
+        await asyncio.to_thread(server.wait_ready, 2)
+
+
+async def test_a_frozen_worker_loses_its_requests_within_the_lease(server: Server, scale: Scale) -> None:
+    """Fails when leases are extended without progress, and when a terminal frame has no fence."""
+    for number in range(scale.rounds):
+        async with crowd() as clients:
+            prompts = [f"frozen {number} prompt {each}" for each in range(32)]
+            asking = asyncio.create_task(clients.all(server.urls, prompts, NUM_TOKENS))
+            zombie = await _worker(server, lambda beat: _num_running(beat) >= 8)
+            os.kill(zombie["pid"], signal.SIGSTOP)
+            frozen_s = time.monotonic()
+            try:
+                outcomes = await asking
+            finally:
+                os.kill(zombie["pid"], signal.SIGCONT)
+        for outcome in outcomes:
+            outcome.assert_exact()
+        # One lease, one second until the others stop believing its gossip, and then the whole answer at most.
+        assert max(outcome.ended_s for outcome in outcomes) - frozen_s < LEASE_S + 3 + NUM_TOKENS * STEP_S
+        server.wait_until("the zombie drops what it lost", lambda: "claim lost" in server.log_text(), timeout_s=15)
+        await asyncio.to_thread(server.wait_ready, 2)
+
+
+async def test_rolling_restart_under_load(server: Server, scale: Scale) -> None:
+    """Fails when a drain counts as a lost worker, and when a worker drops what it runs."""
+    stop = asyncio.Event()
+    outcomes: list[Outcome] = []
+    async with crowd() as clients:
+        load = [asyncio.create_task(_ask_forever(clients, server, n, stop, outcomes)) for n in range(8)]
+        until_s = time.monotonic() + scale.load_s
+        while True:
+            for pid in server.worker_pids():
+                os.kill(pid, signal.SIGTERM)
+                await asyncio.to_thread(server.wait_until, "another worker", lambda pid=pid: _replaced(server, pid))
+                if scale.long:
+                    # A supervisor gives up on what keeps ending within 20 s of its start.
+                    await asyncio.sleep(20)
+            if time.monotonic() > until_s:
+                break
+        stop.set()
+        await asyncio.gather(*load)
+    assert len(outcomes) > 8
+    for outcome in outcomes:
+        outcome.assert_exact()
+
+
+async def test_a_lost_tape_never_splices_an_answer(server: Server, scale: Scale) -> None:
+    """Fails when a reader trusts every frame. The only NATS server dies, and its tape was in memory."""
+    for number in range(scale.rounds):
+        async with crowd() as clients:
+            prompts = [f"tape {number} prompt {each}" for each in range(16)]
+            asking = asyncio.create_task(clients.all(server.urls, prompts, NUM_TOKENS))
+            await _worker(server, lambda beat: _num_running(beat) >= 4)
+            os.kill(_nats_pid(server), signal.SIGKILL)
+            outcomes = await asking
+        for outcome in outcomes:
+            if outcome.error == Code.STREAM_DIVERGED:
+                assert stub_text(outcome.prompt, NUM_TOKENS).startswith(outcome.text)
+            else:
+                outcome.assert_exact()
+        await asyncio.to_thread(server.wait_ready, 2)
+
+
+async def _ask_forever(
+    clients: Crowd, server: Server, number: int, stop: asyncio.Event, outcomes: list[Outcome]
+) -> None:
+    while not stop.is_set():
+        url = server.urls[number % len(server.urls)]
+        outcomes.append(await clients.ask(url, f"client {number} request {len(outcomes)}", 12))
+
+
+async def _worker(server: Server, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """The heartbeat of a worker for which the condition holds from now on."""
+    found: list[dict[str, Any]] = []
+    now_s = time.time()
+
+    def look() -> bool:
+        found[:] = [beat for beat in server.workers() if beat["at"] > now_s and condition(beat)]
+        return bool(found)
+
+    await asyncio.to_thread(server.wait_until, "a worker is busy", look, 20)
+    return found[0]
+
+
+def _num_running(beat: dict[str, Any]) -> int:
+    return sum(int(model.get("num_running", 0)) for model in beat["models"])
+
+
+def _replaced(server: Server, pid: int) -> bool:
+    beats = server.workers()
+    ready = [beat for beat in beats if all(model["state"] == "ready" for model in beat["models"])]
+    return len(ready) == 2 and pid not in {beat["pid"] for beat in beats}
+
+
+def _nats_pid(server: Server) -> int:
+    return next(int(child.pid) for child in server.children() if "nats-server" in child.name())

@@ -1,0 +1,107 @@
+"""Many clients at once: streams read to their end, and what each of them saw."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import msgspec
+
+from .fleet import stub_text
+from .server import KEY
+
+
+class Outcome(msgspec.Struct):
+    """What one client saw of one stream. `status` 0: no connection, or the connection broke."""
+
+    prompt: str
+    num_tokens: int
+    started_s: float
+    status: int = 0
+    texts: list[str] = []
+    error: str | None = None
+    finish_reason: str | None = None
+    num_reported: int | None = None
+    done: bool = False
+    first_s: float | None = None
+    ended_s: float = 0.0
+
+    @property
+    def text(self) -> str:
+        return "".join(self.texts)
+
+    @property
+    def ttft_s(self) -> float:
+        """Seconds to the first token."""
+        assert self.first_s is not None, self
+        return self.first_s - self.started_s
+
+    def assert_exact(self) -> None:
+        """All of the answer, each token in an event of its own and once, and nothing else."""
+        assert (self.status, self.error) == (200, None), (self.status, self.error, len(self.texts))
+        assert self.text == stub_text(self.prompt, self.num_tokens)
+        assert len(self.texts) == self.num_tokens
+        assert self.num_reported == self.num_tokens
+        assert self.done
+
+
+class Crowd:
+    """Clients that share a connection pool."""
+
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self._client = client
+
+    async def ask(self, url: str, prompt: str, num_tokens: int, *, key: str = KEY, **body: Any) -> Outcome:
+        """One stream, read to whatever end. Never raises."""
+        outcome = Outcome(prompt, num_tokens, time.monotonic())
+        request = {"model": "stub", "prompt": prompt, "max_tokens": num_tokens, "stream": True}
+        request |= {"stream_options": {"include_usage": True}} | body
+        headers = {"authorization": f"Bearer {key}"}
+        try:
+            async with self._client.stream("POST", url + "/v1/completions", json=request, headers=headers) as response:
+                outcome.status = response.status_code
+                if response.status_code != 200:
+                    outcome.error = json.loads(await response.aread())["error"]["code"]
+                    return outcome
+                async for line in response.aiter_lines():
+                    if line.startswith("data: "):
+                        _note(outcome, line.removeprefix("data: "))
+        except httpx.HTTPError as error:
+            outcome.error = outcome.error or type(error).__name__
+        finally:
+            outcome.ended_s = time.monotonic()
+        return outcome
+
+    async def all(self, urls: Sequence[str], prompts: Sequence[str], num_tokens: int) -> list[Outcome]:
+        """One stream for each prompt, all at once, the replicas taking turns."""
+        asking = [self.ask(urls[n % len(urls)], prompt, num_tokens) for n, prompt in enumerate(prompts)]
+        return list(await asyncio.gather(*asking))
+
+
+@asynccontextmanager
+async def crowd() -> AsyncIterator[Crowd]:
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+    async with httpx.AsyncClient(limits=limits, timeout=60) as client:
+        yield Crowd(client)
+
+
+def _note(outcome: Outcome, data: str) -> None:
+    if data == "[DONE]":
+        outcome.done = True
+        return
+    event = json.loads(data)
+    if "error" in event:
+        outcome.error = event["error"]["code"]
+        return
+    if event.get("usage"):
+        outcome.num_reported = event["usage"]["completion_tokens"]
+    for choice in event.get("choices", ()):
+        if choice["text"]:
+            outcome.first_s = outcome.first_s or time.monotonic()
+            outcome.texts.append(choice["text"])
+        outcome.finish_reason = choice.get("finish_reason") or outcome.finish_reason
