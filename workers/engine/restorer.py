@@ -30,6 +30,10 @@ class Reading:
         self.sequences: list[Sequence] = []
         self.state: bytes | None = None
 
+    def add(self, sequence: Sequence) -> None:
+        sequence.is_restoring = True
+        self.sequences.append(sequence)
+
 
 class Restorer:
     """Saves what a slot is about to lose, and brings a prefix back before the sequence that wants it is placed.
@@ -64,32 +68,47 @@ class Restorer:
     def seek(self, scheduler: Scheduler, now_s: float) -> None:
         """Look on the disk for those who could start now, once for each."""
         for sequence in scheduler.candidates():
-            if sequence.was_sought or sequence.job.embed:
+            if not (sequence.was_sought or sequence.job.embed):
+                cached = scheduler.cached_prefix(sequence)
+                if cached is not None:
+                    sequence.was_sought = True
+                    self._seek(sequence, len(cached), now_s)
+        if self._readings:
+            self._join(scheduler)
+
+    def _seek(self, sequence: Sequence, num_cached: int, now_s: float) -> None:
+        chain = sequence.usable_hashes(self._page_size)
+        if len(chain) - num_cached < self._min_pages:
+            return
+        found = self._offload.find(chain)
+        if found is None or found[1] - num_cached < self._min_pages:
+            self._offload.missed()
+            return
+        saved, num_pages = found
+        num_tokens = (num_pages - num_cached) * self._page_size
+        if not self._break_even.prefers_reading(saved.num_bytes, num_tokens):
+            self._offload.missed()
+            return
+        reading = self._readings.get(saved.key)
+        if reading is None:
+            deadline_s = now_s + self._break_even.patience_s(num_tokens)
+            reading = self._readings[saved.key] = Reading(tuple(chain[:num_pages]), deadline_s)
+            self._offload.fetch(saved, partial(self._arrive, reading))
+        reading.add(sequence)
+
+    def _join(self, scheduler: Scheduler) -> None:
+        """Others whose next page is on its way wait for it too."""
+        for sequence in scheduler.waiting:
+            if sequence.is_restoring or sequence.was_sought or sequence.job.embed:
                 continue
             cached = scheduler.cached_prefix(sequence)
             if cached is None:
                 continue
-            sequence.was_sought = True
-            chain = sequence.usable_hashes(self._page_size)
-            if len(chain) - len(cached) < self._min_pages:
-                continue
-            found = self._offload.find(chain)
-            num_gained = found[1] - len(cached) if found is not None else 0
-            if found is None or num_gained < self._min_pages:
-                self._offload.missed()
-                continue
-            saved, num_pages = found
-            num_tokens = num_gained * self._page_size
-            if not self._break_even.prefers_reading(saved.num_bytes, num_tokens):
-                self._offload.missed()
-                continue
-            sequence.is_restoring = True
-            reading = self._readings.get(saved.key)
-            if reading is None:
-                deadline_s = now_s + self._break_even.patience_s(num_tokens)
-                reading = self._readings[saved.key] = Reading(tuple(chain[:num_pages]), deadline_s)
-                self._offload.fetch(saved, partial(self._arrive, reading))
-            reading.sequences.append(sequence)
+            wanted = sequence.usable_hashes(self._page_size)[len(cached) : len(cached) + 1]
+            for reading in self._readings.values():
+                if wanted and wanted[0] in reading.chain:
+                    reading.add(sequence)
+                    break
 
     def settle(self, scheduler: Scheduler, now_s: float) -> None:
         """Put what has arrived into a slot, and let go of those who have waited long enough."""
