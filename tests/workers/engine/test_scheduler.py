@@ -13,6 +13,7 @@ from inferflux.broker.subjects import ServiceClass
 from inferflux.config.settings import SchedulerSettings
 from inferflux.workers.backends.backend import Capacity, Sample, SamplingParams
 from inferflux.workers.engine.job import Job
+from inferflux.workers.engine.pages import chain_hash, root_hash
 from inferflux.workers.engine.plan import Plan
 from inferflux.workers.engine.scheduler import Scheduler
 from inferflux.workers.engine.sequence import Sequence
@@ -44,6 +45,7 @@ class Memory:
 
     def run(self, plan: Plan) -> list[Sample]:
         for placement in plan.placements:
+            assert self.shared or len(self.streams[placement.slot]) >= len(placement.lost) * PAGE
             held = self.streams[placement.slot if placement.source is None else placement.source]
             assert self.shared or len(held) >= placement.num_tokens
             self.streams[placement.slot] = held[: placement.num_tokens]
@@ -86,6 +88,7 @@ class Driver:
         self.endings: Counter[str] = Counter()
         self.lengths: dict[Sequence, int] = {}
         self.num_added = 0
+        self.max_running = 0
 
     def add(self, prompt: list[int], max_tokens: int = 4, **options: object) -> Job:
         self.num_added += 1
@@ -97,12 +100,35 @@ class Driver:
             self.lengths[sequence] = min(len(sequence.tokens) + max_tokens, self.scheduler.max_length)
         return job
 
+    def adopt(self, prompt: list[int], salt: str, *, works: bool) -> None:
+        """A saved prefix comes back, or is not what it seemed."""
+        chain: list[bytes] = []
+        for start in range(0, len(prompt) - PAGE + 1, PAGE):
+            parent = chain[-1] if chain else root_hash("test", salt)
+            chain.append(chain_hash(parent, prompt[start : start + PAGE]))
+        if not chain:
+            return
+        placement = self.scheduler.adopt(chain)
+        if placement is None:
+            return
+        assert len(self.memory.streams[placement.slot]) >= len(placement.lost) * PAGE
+        self.memory.streams[placement.slot] = prompt[: placement.num_tokens] if works else []
+        if not works:
+            self.scheduler.clear(placement.slot)
+
+    def num_computed(self, slot: int) -> int:
+        return len(self.memory.streams[slot])
+
+    def check_integrity(self) -> None:
+        self.scheduler.check_integrity(None if self.memory.shared else self.num_computed)
+
     def cancel(self, request: str) -> None:
         for sequence in self.scheduler.cancel(request):
             self.endings[sequence.job.request] += 1
 
     def step(self) -> Plan:
         streaming = {sequence for sequence in self.scheduler.running if sequence.num_remaining == 1}
+        self.max_running = len(self.scheduler.running)
         plan = self.scheduler.schedule()
         assert bool(plan.batch) == self.scheduler.has_work
         self.check_limits(plan, streaming)
@@ -110,12 +136,12 @@ class Driver:
             if sample.embedding is not None or len(sequence.tokens) >= self.lengths[sequence]:
                 self.scheduler.finish(sequence)
                 self.endings[sequence.job.request] += 1
-        self.scheduler.check_integrity()
+        self.check_integrity()
         return plan
 
     def check_limits(self, plan: Plan, streaming: set[Sequence]) -> None:
         options = self.scheduler.settings
-        assert len(plan.batch) <= options.max_batch_size
+        assert len(plan.batch) <= max(self.max_running, options.max_batch_size)
         counts = {
             sequence: len(chunk.tokens)
             for sequence, chunk in zip(plan.sequences, plan.batch, strict=True)
@@ -125,7 +151,8 @@ class Driver:
         if streaming & counts.keys():
             prefill = sum(count for sequence, count in counts.items() if sequence not in streaming)
             assert prefill <= options.chunked_prefill_tokens
-        assert all(sequence in counts for sequence in streaming if sequence.slot is not None)
+        if len(streaming) <= options.max_batch_tokens:
+            assert all(sequence in counts for sequence in streaming if sequence.slot is not None)
 
     def drain(self) -> None:
         for _ in range(5000):
@@ -191,6 +218,27 @@ class SchedulerMachine(RuleBasedStateMachine):
         for _ in range(count):
             self.driver.add(prompt, max_tokens)
 
+    @precondition(lambda self: not self.driver.memory.shared)
+    @rule(prompt=prompts, salt=st.sampled_from(("", "tenant")), works=st.booleans())
+    def restore(self, prompt: list[int], salt: str, works: bool) -> None:
+        self.driver.adopt(prompt, salt, works=works)
+
+    @rule(owed=st.booleans())
+    def make_room(self, owed: bool) -> None:
+        self.driver.scheduler.make_room(batch_is_owed=owed)
+
+    @precondition(lambda self: self.driver.scheduler.waiting)
+    @rule(data=st.data(), reads=st.booleans())
+    def read(self, data: st.DataObject, reads: bool) -> None:
+        """A prefix of somebody who waits is on its way, or has come."""
+        data.draw(st.sampled_from(self.driver.scheduler.waiting)).is_restoring = reads
+
+    @rule(
+        max_batch_tokens=st.integers(4, 40), max_batch_size=st.integers(1, 8), chunked_prefill_tokens=st.integers(1, 16)
+    )
+    def configure(self, **bounds: int) -> None:
+        self.driver.scheduler.settings = SchedulerSettings(**bounds)
+
     @precondition(lambda self: self.driver.num_added)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
@@ -215,10 +263,12 @@ class SchedulerMachine(RuleBasedStateMachine):
     @invariant()
     def integrity(self) -> None:
         if hasattr(self, "driver"):
-            self.driver.scheduler.check_integrity()
+            self.driver.check_integrity()
 
     def teardown(self) -> None:
         if hasattr(self, "driver"):
+            for sequence in self.driver.scheduler.waiting:
+                sequence.is_restoring = False
             self.driver.drain()
             assert self.driver.scheduler.pool.num_used == 0
             assert self.driver.endings == {f"r{number}": 1 for number in range(1, self.driver.num_added + 1)}
@@ -338,6 +388,95 @@ def test_higher_classes_start_first_and_lower_ones_give_way(pages_shared: bool) 
     assert [sequence.job for sequence in driver.scheduler.waiting] == [batch]
     driver.drain()
     assert set(driver.endings.values()) == {1}
+
+
+def test_a_higher_class_takes_the_slot_of_the_latest_batch_sequence(pages_shared: bool) -> None:
+    driver = Driver(capacity(pages_shared=pages_shared, max_sequences=2), SchedulerSettings(max_batch_size=2))
+    first, second = (driver.add([number] * 9, 20, service_class=ServiceClass.BATCH) for number in (1, 2))
+    driver.step()
+    driver.add([3] * 9, 20)
+    driver.scheduler.make_room(batch_is_owed=True)
+    driver.step()
+    assert [sequence.job for sequence in driver.scheduler.running] == [first, second]
+    driver.scheduler.make_room(batch_is_owed=False)
+    driver.step()
+    assert [sequence.job for sequence in driver.scheduler.waiting] == [second]
+    driver.add([4] * 9, 4, service_class=ServiceClass.PRIORITY)
+    driver.add([5] * 9, 4)
+    driver.scheduler.make_room(batch_is_owed=False)
+    driver.step()
+    assert [sequence.job.service_class for sequence in driver.scheduler.running] == ["priority", "default"]
+    assert driver.scheduler.num_preemptions == 2
+    driver.drain()
+    assert set(driver.endings.values()) == {1}
+
+
+def test_batch_that_is_owed_goes_first(pages_shared: bool) -> None:
+    driver = Driver(capacity(pages_shared=pages_shared, max_sequences=1), SchedulerSettings(max_batch_size=1))
+    driver.add([3] * 9, 1, service_class=ServiceClass.PRIORITY)
+    batch = driver.add([1] * 9, 1, service_class=ServiceClass.BATCH)
+    driver.scheduler.make_room(batch_is_owed=True)
+    (sequence,) = driver.step().sequences
+    assert sequence.job == batch
+
+
+def test_nobody_is_sent_away_for_one_who_waits_for_an_equal_prompt(pages_shared: bool) -> None:
+    driver = Driver(
+        capacity(pages_shared=pages_shared, max_sequences=2), SchedulerSettings(max_batch_size=2, max_batch_tokens=8)
+    )
+    driver.add([1] * 9, 20, service_class=ServiceClass.BATCH)
+    driver.step()
+    driver.step()
+    driver.add([2] * 30, 4)
+    driver.step()
+    driver.add([2] * 30, 4)
+    driver.scheduler.make_room(batch_is_owed=False)
+    assert driver.scheduler.num_preemptions == 0
+
+
+def test_a_smaller_batch_takes_effect_as_sequences_end(pages_shared: bool) -> None:
+    driver = Driver(capacity(pages_shared=pages_shared), SchedulerSettings(max_batch_size=4))
+    for number in range(1, 7):
+        driver.add([number] * 5, max_tokens=2 * number)
+    driver.step()
+    driver.scheduler.settings = SchedulerSettings(max_batch_size=2)
+    sizes = []
+    while driver.scheduler.has_work:
+        sizes.append(len(driver.step().batch))
+    assert sizes == sorted(sizes, reverse=True)
+    assert set(sizes) == {4, 3, 2, 1}
+
+
+def test_who_may_not_begin_any_more_is_dropped_and_who_has_begun_is_not(pages_shared: bool) -> None:
+    driver = Driver(capacity(pages_shared=pages_shared, max_sequences=1), SchedulerSettings(max_batch_size=1))
+    running = driver.add([1] * 5, start_by=10.0)
+    driver.step()
+    late = driver.add([2] * 5, start_by=10.0)
+    driver.add([3] * 5, start_by=10.0, resumed=(4,))
+    driver.add([4] * 5)
+    assert driver.scheduler.expire(10.0) == []
+    assert [sequence.job for sequence in driver.scheduler.expire(10.1)] == [late]
+    assert driver.scheduler.running[0].job == running
+
+
+def test_what_a_slot_is_about_to_lose_is_named_once() -> None:
+    driver = Driver(capacity(pages_shared=False, max_sequences=2), SchedulerSettings(max_batch_size=2))
+    for number in (1, 2):
+        driver.add([number] * 12, max_tokens=1)
+        driver.drain()
+    first = tuple(driver.scheduler.slots.content(0))
+    driver.add([1] * 12 + [3] * 4, max_tokens=1)
+    (placement,) = driver.step().placements
+    assert (placement.slot, placement.lost) == (0, ())
+    driver.drain()
+    driver.add([9] * 12, max_tokens=1)
+    (placement,) = driver.step().placements
+    assert placement.slot == 1
+    assert len(placement.lost) == 3
+    driver.drain()
+    driver.add([8] * 12, max_tokens=1)
+    (placement,) = driver.step().placements
+    assert placement.lost[:3] == first
 
 
 def test_what_can_never_run_is_refused_with_the_reason(pages_shared: bool) -> None:
