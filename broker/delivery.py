@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import msgspec
 
 from .broker import Delivery
-from .jetstream_api import ERR_NO_MESSAGE, ERR_NO_SEQUENCE, ApiError, JetStreamApi
+from .jetstream_api import ERR_DELETE_FAILED, ERR_NO_MESSAGE, ERR_NO_SEQUENCE, ApiError, JetStreamApi
 from .link import Link
 from .packet import Packet
 from .subjects import STREAM_PROMPTS, Lane
@@ -95,7 +95,8 @@ async def delete_prompt(js: JetStreamApi, seq: int) -> bool:
     try:
         answer = await js.call("STREAM", "MSG", "DELETE", STREAM_PROMPTS, body={"seq": seq, "no_erase": True})
     except ApiError as error:
-        if error.err_code in (ERR_NO_MESSAGE, ERR_NO_SEQUENCE):
+        gone = error.err_code == ERR_DELETE_FAILED and "no message found" in error.description
+        if gone or error.err_code in (ERR_NO_MESSAGE, ERR_NO_SEQUENCE):
             return False
         raise
     return bool(answer.get("success"))

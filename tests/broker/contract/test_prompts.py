@@ -232,3 +232,11 @@ async def test_prompts_in_flight_are_counted_by_lane(world: World, lane: Lane) -
         while (await api.in_flight())[lane] != 1:
             await world.elapse(0.01)
     assert (await api.backlog(lane.model)) == {lane: 2}
+
+
+async def test_of_many_who_drop_a_prompt_one_did(world: World, lane: Lane) -> None:
+    brokers = [await world.broker("api") for _ in range(4)]
+    for number in range(10):
+        receipt = await brokers[0].publish_prompt(lane, b"x", msg_id=f"{lane.model}{number}")
+        dropped = await asyncio.gather(*(broker.drop_prompt(receipt.seq) for broker in brokers))
+        assert sorted(dropped) == [False, False, False, True]
