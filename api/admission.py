@@ -36,17 +36,19 @@ def service_class(tier: Tier | None, tenant: Tenant) -> ServiceClass:
     return wanted
 
 
-def check_room(tenant: Tenant, num_queued: int, tape_fill: float, high_water: float) -> None:
+def check_room(
+    tenant: Tenant, num_queued: int, tape_fill: float, high_water: float, retry_after_s: float = FULL_RETRY_S
+) -> None:
     """Raises RequestError when the tape is nearly full, or when the tenant has as much queued as it may."""
     if tape_fill >= high_water:
         raise RequestError(
-            Code.TAPE_FULL, "the server holds as much output as it may; try again shortly", retry_after_s=FULL_RETRY_S
+            Code.TAPE_FULL, "the server holds as much output as it may; try again shortly", retry_after_s=retry_after_s
         )
     if tenant.max_queued is not None and num_queued >= tenant.max_queued:
         raise RequestError(
             Code.QUEUE_FULL,
             f"you have {num_queued} requests queued or running, and may have {tenant.max_queued}; try again shortly",
-            retry_after_s=FULL_RETRY_S,
+            retry_after_s=retry_after_s,
         )
 
 

@@ -21,17 +21,23 @@ from inferflux.registry.tenants import Tenants
 
 from .auth import Gate
 from .cancel import Canceller
-from .dispatch import Desk, Dispatcher
+from .desk import Desk
+from .dispatch import Dispatcher
 from .gateway import Gateway
+from .idempotency import Idempotency
 from .identity import Identity
 from .patience import Patience
+from .presence import Presence
 from .pressure import Pressure
 from .problems import EXCEPTION_HANDLERS
 from .queues import Queues
+from .readers import Readers
 from .relay import Relay
-from .routes import admin, dead, documents, fairness, generation, health, models, queue
+from .resumption import Resumption
+from .routes import admin, dead, documents, fairness, generation, health, models, queue, streams
 from .status import Metrics, Status
 from .sweeper import Sweeper
+from .vigil import Vigil
 
 
 class Parts:
@@ -44,30 +50,40 @@ class Parts:
         self.metrics = Metrics()
         self.follower = FleetFollower(broker)
         self.relay = Relay(broker, identity.owner)
-        self.pressure = Pressure(broker, count_queues=any(tenant.max_queued for tenant in tenants.all()))
-        canceller = Canceller(broker, identity.owner)
+        self.pressure = Pressure(broker, self.follower.fleet)
+        self.canceller = Canceller(broker, identity.owner)
+        grace_s = settings.streams.resume_grace_s
+        self.presence = Presence(broker, identity.owner, grace_s)
+        self.vigil = Vigil(broker, identity.owner, self.canceller, self.presence, self.pressure, grace_s)
+        patience = Patience(settings.queue, self.follower.fleet, self.canceller)
         self.dispatcher = Dispatcher(
             settings,
-            broker,
-            Desk(identity, stamper, self.relay, canceller),
-            Patience(settings.queue, self.follower.fleet, canceller),
+            Desk(settings, broker, identity, stamper),
+            Readers(identity.owner, self.relay, self.presence, self.vigil, patience),
+            Idempotency(broker, settings.streams.idempotency_ttl_s, settings.queue.queue_timeout_s),
             self.pressure,
             self.metrics.api,
         )
-        self.sweeper = Sweeper(settings.queue, broker, stamper, self.follower, canceller, self.metrics.api)
-        self.queues = Queues(broker, stamper, canceller)
+        self.sweeper = Sweeper(settings.queue, broker, stamper, self.follower, self.canceller, self.metrics.api)
+        self.queues = Queues(broker, stamper, self.canceller)
         self.gateway = Gateway(settings, served, self.dispatcher)
+        self.resumption = Resumption(broker, identity, self.gateway)
         self.status = Status(broker, self.follower.fleet, self.dispatcher, self.pressure, self.metrics)
 
     async def start(self) -> None:
         await self.relay.start()
         await self.pressure.start()
+        await self.presence.start()
+        self.vigil.start()
         self.follower.start()
         self.sweeper.start()
 
     async def close(self) -> None:
         """Ends what is still open at once; drain first where that matters."""
         await self.dispatcher.drain(0.0)
+        await self.canceller.drain(self.settings.broker.timeout_s)
+        await self.vigil.close()
+        await self.presence.close()
         await self.sweeper.close()
         await self.follower.close()
         await self.pressure.close()
@@ -97,6 +113,7 @@ def create_app(settings: Settings, broker: Broker, stamper: Stamper, served: Mod
         ],
         dependencies={
             "gateway": _provide(parts.gateway),
+            "resumption": _provide(parts.resumption),
             "status": _provide(parts.status),
             "fleet": _provide(parts.follower.fleet),
             "queues": _provide(parts.queues),
@@ -119,6 +136,7 @@ _V1 = [
     generation.create_chat_completion,
     generation.create_completion,
     generation.create_embedding,
+    streams.resume_stream,
     models.list_models,
     models.get_model,
 ]

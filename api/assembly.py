@@ -26,12 +26,11 @@ from .answers import (
     UsageAnswer,
 )
 from .exchange import Exchange, Ticket
+from .identity import CHAT_ID, COMPLETION_ID
 from .problems import FailureError
 from .replies import TapeFrame
 
 WAKE_S = 3600.0
-CHAT_ID = "chatcmpl-"
-COMPLETION_ID = "cmpl-"
 
 
 class ChoiceParts(msgspec.Struct):

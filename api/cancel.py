@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 
 import msgspec
 
@@ -38,9 +39,9 @@ class Canceller:
         self._name = name
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def start(self, order: Order) -> None:
-        """Cancel in the background; the caller may itself be cancelled at once."""
-        task = asyncio.create_task(self._persist(order), name=f"cancel {order.key.request}")
+    def start(self, order: Order, unless: Callable[[], Awaitable[bool]] | None = None) -> None:
+        """Cancel in the background, `unless` that is true; the caller may itself be cancelled at once."""
+        task = asyncio.create_task(self._persist(order, unless), name=f"cancel {order.key.request}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -90,10 +91,12 @@ class Canceller:
         if order.prompt_seq is not None:
             await self._broker.drop_prompt(order.prompt_seq)
 
-    async def _persist(self, order: Order) -> None:
+    async def _persist(self, order: Order, unless: Callable[[], Awaitable[bool]] | None) -> None:
         started_s = time.monotonic()
         while True:
             try:
+                if unless is not None and await unless():
+                    return
                 await self.cancel(order)
             except BrokerError as error:
                 if time.monotonic() - started_s > GIVE_UP_S:

@@ -5,13 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
-from inferflux.broker.broker import Broker
-from inferflux.broker.errors import BrokerUnavailable, Code, RequestError
-from inferflux.broker.stamp import Stamp, Stamper
-from inferflux.broker.subjects import HEADER_STAMP, HEADER_TRACEPARENT, Lane, RequestKey, infer
-from inferflux.broker.wire import AnyPrompt, encode, failure
+import msgspec
+
+from inferflux.broker.broker import Receipt
+from inferflux.broker.errors import (
+    BrokerUnavailable,
+    Code,
+    QueueFull,
+    RequestError,
+    TapeFull,
+    TooManyLanes,
+)
+from inferflux.broker.subjects import Lane
+from inferflux.broker.wire import failure
 from inferflux.config.logs import get_logger
 from inferflux.config.metrics import ApiMetrics
 from inferflux.config.settings import Settings
@@ -19,35 +28,35 @@ from inferflux.registry.models import ModelEntry
 from inferflux.registry.tenants import Tenant
 
 from .admission import check_room, service_class
-from .cancel import Canceller, Order
+from .ask import Ask
+from .cancel import Order
+from .desk import Desk, Draft
 from .exchange import Exchange, Ticket
-from .identity import Identity
+from .idempotency import MAX_RACES, Idempotency, Record, Slot, Standing, header
+from .identity import key_of
 from .meter import Meter
-from .patience import Patience
 from .pressure import Pressure
-from .relay import Relay
-from .schemas import Tier
+from .problems import FailureError, to_failure
+from .readers import Readers
+from .replies import ReplyStream
 
 log = get_logger("api")
 
-POLICY_REVISION = 0
-MAX_TRACEPARENT = 128
+RESUMABLE_HEADER = "x-inferflux-resumable"
 DRAIN_RETRY_S = 1.0
 LAST_WORDS_S = 2.0
 """After the drain timeout, how long clients get to read how their streams ended."""
 
-Build = Callable[[str, float, float], AnyPrompt]
-"""Makes the prompt, given request id, creation time and deadline."""
 
+class Arrival(msgspec.Struct, frozen=True):
+    """A request at the door. `started_s` is on the monotonic clock."""
 
-class Desk:
-    """What all requests of one replica share: its identity, its stamp, its relay and its canceller."""
-
-    def __init__(self, identity: Identity, stamper: Stamper, relay: Relay, canceller: Canceller) -> None:
-        self.identity = identity
-        self.stamper = stamper
-        self.relay = relay
-        self.canceller = canceller
+    tenant: Tenant
+    model: ModelEntry
+    ask: Ask
+    lane: Lane
+    headers: Mapping[str, str]
+    started_s: float
 
 
 class Dispatcher:
@@ -56,17 +65,17 @@ class Dispatcher:
     def __init__(
         self,
         settings: Settings,
-        broker: Broker,
         desk: Desk,
-        patience: Patience,
+        readers: Readers,
+        idempotency: Idempotency,
         pressure: Pressure,
         metrics: ApiMetrics,
     ) -> None:
         self.draining = False
         self._settings = settings
-        self._broker = broker
         self._desk = desk
-        self._patience = patience
+        self._readers = readers
+        self._idempotency = idempotency
         self._pressure = pressure
         self._metrics = metrics
         self._open: set[Exchange] = set()
@@ -81,51 +90,32 @@ class Dispatcher:
     def num_open(self) -> int:
         return len(self._open)
 
-    async def submit(
-        self, tenant: Tenant, model: ModelEntry, tier: Tier | None, build: Build, headers: Mapping[str, str]
-    ) -> Exchange:
-        """Admit, stamp and store a prompt. Raises RequestError or BrokerError; then nothing was started."""
-        started_s = time.monotonic()
-        if self.draining:
-            raise RequestError(
-                Code.DRAINING, "this server is shutting down; send the request again", retry_after_s=DRAIN_RETRY_S
-            )
-        lane = Lane(model.id, service_class(tier, tenant), tenant.id)
-        tape = self._settings.tape
-        check_room(tenant, self._pressure.num_queued(tenant.id), self._pressure.tape_fill, tape.high_water)
-        key = self._desk.identity.new_key(tenant.id)
-        created_s = time.time()
-        deadline_s = created_s + self._settings.queue.queue_timeout_s
-        body = encode(build(key.request, created_s, deadline_s))
-        stream = self._desk.relay.open(key)
-        try:
-            stamped = self._headers(lane, key, body, deadline_s, headers)
-            receipt = await self._broker.publish_prompt(lane, body, msg_id=key.request, headers=stamped)
-        except BaseException as error:
-            self._desk.relay.forget(key)
-            if isinstance(error, BrokerUnavailable | asyncio.CancelledError):
-                # It may have been stored all the same, and nobody would read the answer.
-                why = failure(Code.CANCELLED, "the request could not be accepted")
-                self._desk.canceller.start(Order(key, None, why))
-            raise
-        self._pressure.admit(tenant.id)
-        ticket = Ticket(key, lane, model, receipt.seq, created_s, started_s)
-        meter = Meter(self._metrics, model.id, key.request, started_s)
-        exchange = Exchange(ticket, stream, self._desk.canceller, self._patience, meter, self._on_close)
-        self._open.add(exchange)
-        self._idle.clear()
-        log.info(
-            "accepted",
-            request=key.request,
-            model=model.id,
-            service_class=lane.service_class.value,
-            tenant=tenant.id,
-            took_s=round(time.monotonic() - started_s, 4),
-        )
+    async def submit(self, tenant: Tenant, model: ModelEntry, ask: Ask, headers: Mapping[str, str]) -> Exchange:
+        """Admit, stamp and store a prompt, or join the one that runs under the same idempotency key.
+
+        Raises RequestError, FailureError or BrokerError; then nothing was started.
+        """
+        self._refuse_while_draining()
+        lane = Lane(model.id, service_class(ask.tier, tenant), tenant.id)
+        arrival = Arrival(tenant, model, ask, lane, headers, time.monotonic())
+        name = header(headers)
+        if name is not None:
+            return await self._once(arrival, name)
+        resumable = headers.get(RESUMABLE_HEADER, "").lower() in ("true", "1")
+        draft = Draft(self._desk.identity.new_key(tenant.id), lane, ask, time.time())
+        _, exchange = await self._start(arrival, draft, resumable=resumable)
         return exchange
 
+    async def resume(self, ticket: Ticket, seen_seq: int) -> Exchange:
+        """Read an accepted request again, from its tape on. Raises BrokerError."""
+        self._refuse_while_draining()
+        stream = await self._readers.follow(ticket.key, seen_seq)
+        log.info("resumed", request=ticket.key.request, owner=ticket.key.owner, seq=seen_seq)
+        return self._opened(ticket, stream, time.monotonic())
+
     async def drain(self, timeout_s: float) -> None:
-        """Refuse new requests and let the open ones end; after the timeout end them here."""
+        """Refuse new requests and let the open ones end; after the timeout end them here. Who may come back for an
+        answer finds it at another replica."""
         self.draining = True
         if not self._idle.is_set():
             with contextlib.suppress(TimeoutError):
@@ -137,23 +127,108 @@ class Dispatcher:
                 exchange.stop(why)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), LAST_WORDS_S)
-        await self._desk.canceller.drain(self._settings.broker.timeout_s)
 
-    def _headers(
-        self, lane: Lane, key: RequestKey, body: bytes, deadline_s: float, given: Mapping[str, str]
-    ) -> dict[str, str]:
-        # A later attempt may come long after the deadline, and the tape lives no longer than this.
-        expires_s = int(deadline_s + self._settings.tape.max_age_s)
-        stamp = Stamp(key.owner, expires_s, POLICY_REVISION)
-        header = self._desk.stamper.write(stamp, subject=infer(lane), msg_id=key.request, body=body)
-        headers = {HEADER_STAMP: header}
-        traceparent = given.get(HEADER_TRACEPARENT)
-        if traceparent is not None and traceparent.isascii() and len(traceparent) <= MAX_TRACEPARENT:
-            headers[HEADER_TRACEPARENT] = traceparent
-        return headers
+    async def _once(self, arrival: Arrival, name: str) -> Exchange:
+        tenant, digest = arrival.tenant.id, arrival.ask.digest
+        for _ in range(MAX_RACES):
+            fresh = Record(request=self._desk.identity.new_key(tenant).request, digest=digest, created=time.time())
+            slot: Slot | None = await self._idempotency.enter(tenant, name, fresh)
+            assert slot is not None
+            if not slot.mine:
+                standing = await self._idempotency.standing(slot.record)
+                if standing is Standing.OPEN:
+                    return await self._join(arrival, slot)
+                if standing is Standing.GONE:
+                    raise RequestError(
+                        Code.STREAM_GONE,
+                        "this request has been answered, and its answer is no longer kept; use a new Idempotency-Key",
+                        param="Idempotency-Key",
+                    )
+                slot = await self._idempotency.replace(slot, fresh)
+            if slot is not None:
+                return await self._first(arrival, slot)
+        raise BrokerUnavailable(f"the idempotency key changed {MAX_RACES} times while it was read")
+
+    async def _first(self, arrival: Arrival, slot: Slot) -> Exchange:
+        try:
+            receipt, exchange = await self._start(arrival, self._draft(arrival, slot), resumable=True)
+        except (RequestError, FailureError):
+            await self._idempotency.withdraw(slot)
+            raise
+        await self._idempotency.stored(slot, receipt.seq)
+        return exchange
+
+    async def _join(self, arrival: Arrival, slot: Slot) -> Exchange:
+        draft, record = self._draft(arrival, slot), slot.record
+        seq = record.prompt
+        if seq is None:
+            # Its replica may have died before it published, or is about to: the message id makes both one.
+            receipt = await self._publish(arrival, draft)
+            await self._idempotency.stored(slot, receipt.seq)
+            seq = receipt.seq
+        stream = await self._readers.follow(draft.key)
+        log.info("joined", request=draft.key.request, owner=draft.key.owner)
+        return self._opened(self._ticket(arrival, draft, seq, resumable=True), stream, arrival.started_s)
+
+    def _draft(self, arrival: Arrival, slot: Slot) -> Draft:
+        return Draft(key_of(slot.record.request), arrival.lane, arrival.ask, slot.record.created)
+
+    async def _start(self, arrival: Arrival, draft: Draft, *, resumable: bool) -> tuple[Receipt, Exchange]:
+        tenant = arrival.tenant
+        num_queued = 0 if tenant.max_queued is None else self._pressure.num_queued(tenant.id)
+        retry_s = self._pressure.retry_after_s(arrival.model.id)
+        check_room(tenant, num_queued, self._pressure.tape_fill, self._settings.tape.high_water, retry_s)
+        stream = self._readers.relay.open(draft.key)
+        try:
+            receipt = await self._publish(arrival, draft)
+        except BaseException as error:
+            self._readers.relay.forget(stream)
+            if isinstance(error, BrokerUnavailable | asyncio.CancelledError):
+                # It may have been stored all the same, and nobody would read the answer.
+                why = failure(Code.CANCELLED, "the request could not be accepted")
+                self._readers.vigil.leave(Order(draft.key, None, why), resumable=resumable)
+            raise
+        place = self._pressure.admit(arrival.lane)
+        ticket = self._ticket(arrival, draft, receipt.seq, resumable=resumable, place=place)
+        log.info(
+            "accepted",
+            request=draft.key.request,
+            model=arrival.model.id,
+            service_class=arrival.lane.service_class.value,
+            tenant=tenant.id,
+            took_s=round(time.monotonic() - arrival.started_s, 4),
+        )
+        return receipt, self._opened(ticket, stream, arrival.started_s)
+
+    async def _publish(self, arrival: Arrival, draft: Draft) -> Receipt:
+        """Raises FailureError with the time after which there may be room."""
+        try:
+            return await self._desk.publish(draft, arrival.headers)
+        except (QueueFull, TooManyLanes, TapeFull) as error:
+            retry_s = self._pressure.retry_after_s(arrival.model.id)
+            raise FailureError(msgspec.structs.replace(to_failure(error), retry_after_s=retry_s)) from error
+
+    def _ticket(self, arrival: Arrival, draft: Draft, prompt_seq: int, **fields: Any) -> Ticket:
+        return Ticket(draft.key, arrival.lane, arrival.model, prompt_seq, draft.created_s, arrival.started_s, **fields)
+
+    def _opened(self, ticket: Ticket, stream: ReplyStream, started_s: float) -> Exchange:
+        meter = Meter(self._metrics, ticket.model.id, ticket.key.request, started_s)
+        exchange = Exchange(ticket, stream, self._readers.patience, meter, self._on_close)
+        self._readers.opened(ticket.key)
+        self._open.add(exchange)
+        self._idle.clear()
+        return exchange
+
+    def _refuse_while_draining(self) -> None:
+        if self.draining:
+            raise RequestError(
+                Code.DRAINING, "this server is shutting down; send the request again", retry_after_s=DRAIN_RETRY_S
+            )
 
     def _on_close(self, exchange: Exchange) -> None:
-        self._desk.relay.forget(exchange.ticket.key)
+        self._readers.closed(exchange, draining=self.draining)
+        if exchange.over:
+            self._pressure.ended(exchange.ticket.model.id)
         self._open.discard(exchange)
         if not self._open:
             self._idle.set()

@@ -2,7 +2,7 @@
 
 One event for each token, and one write for all frames that are there. What is the same in every chunk of a stream is
 encoded once; a token then costs the encoding of its text. The SSE id is the frame's sequence in the tape; inside a
-frame of several tokens it is `<sequence>.<tokens sent>` until the last one.
+frame of several tokens it is `<sequence>.<events sent>` until the last token, and again for the usage that follows.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ from inferflux.broker.wire import Failure, FinishReason, Frame, TokenLogprob
 
 from .admission import TIER_OF_CLASS
 from .answers import ChatLogprobs, CompletionLogprobs, UsageAnswer
-from .assembly import CHAT_ID, COMPLETION_ID, fingerprint
+from .assembly import fingerprint
 from .exchange import Ticket
+from .identity import CHAT_ID, COMPLETION_ID
+from .mark import Mark
+from .outlook import Outlook
 from .problems import problem
 from .replies import TapeFrame
 
@@ -27,6 +30,14 @@ DONE = b"data: [DONE]\n\n"
 Logprobs: TypeAlias = tuple[TokenLogprob, ...]
 
 _json = msgspec.json.Encoder().encode
+
+
+def waiting(outlook: Outlook | None) -> bytes:
+    """The comment that is sent while there is nothing to say: where the request stands in the queue, if it does."""
+    if outlook is None:
+        return PING
+    wait = "" if outlook.wait_s is None else f" wait_s={outlook.wait_s:.0f}"
+    return f": queued position={outlook.position}{wait}\n\n".encode()
 
 
 class _Head(msgspec.Struct, frozen=True):
@@ -44,14 +55,17 @@ class Events:
     kind: Literal["chat.completion.chunk", "text_completion"]
     id_prefix: str
 
-    def __init__(self, ticket: Ticket, *, include_usage: bool) -> None:
+    def __init__(self, ticket: Ticket, *, include_usage: bool, after: Mark | None = None) -> None:
         self._ticket = ticket
         self._include_usage = include_usage
+        self._after = after
         self._tail = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
         self._head = b""
 
     def encode(self, batch: list[TapeFrame]) -> bytes:
         """The bytes of some frames; empty when they hold nothing to show. The terminal frame adds the end mark."""
+        if self._after is not None:
+            return b"".join([self._unseen(self._after, seq, frame) for seq, frame in batch])
         return b"".join([self._event(seq, frame) for seq, frame in batch])
 
     def failed(self, error: Failure) -> bytes:
@@ -64,6 +78,11 @@ class Events:
     def _opening(self, seq: int, frame: Frame) -> bytes:
         """What goes before a choice's first event."""
         return b""
+
+    def _unseen(self, after: Mark, seq: int, frame: Frame) -> bytes:
+        # What was read before is encoded too: choices that were opened and character offsets follow from it.
+        event = self._event(seq, frame)
+        return event if frame.error is not None else after.unseen(seq, len(frame.pieces or (1,)), event)
 
     def _event(self, seq: int, frame: Frame) -> bytes:
         if frame.error is not None:
@@ -80,7 +99,8 @@ class Events:
             return event
         if self._include_usage:
             usage = _json(UsageAnswer.of(frame.usage))
-            event += b'id: %d\n%s],"usage":%s}\n\n' % (seq, self._head, usage)
+            number = len(frame.pieces or (1,)) + 1
+            event += b'id: %d.%d\n%s],"usage":%s}\n\n' % (seq, number, self._head, usage)
         return event + DONE
 
     def _pieces(self, seq: int, frame: Frame, pieces: tuple[str, ...]) -> Iterator[bytes]:
@@ -111,8 +131,8 @@ class ChatEvents(Events):
     kind = "chat.completion.chunk"
     id_prefix = CHAT_ID
 
-    def __init__(self, ticket: Ticket, *, include_usage: bool) -> None:
-        super().__init__(ticket, include_usage=include_usage)
+    def __init__(self, ticket: Ticket, *, include_usage: bool, after: Mark | None = None) -> None:
+        super().__init__(ticket, include_usage=include_usage, after=after)
         self._opened: set[int] = set()
 
     def _opening(self, seq: int, frame: Frame) -> bytes:
@@ -139,8 +159,8 @@ class CompletionEvents(Events):
     kind = "text_completion"
     id_prefix = COMPLETION_ID
 
-    def __init__(self, ticket: Ticket, *, include_usage: bool) -> None:
-        super().__init__(ticket, include_usage=include_usage)
+    def __init__(self, ticket: Ticket, *, include_usage: bool, after: Mark | None = None) -> None:
+        super().__init__(ticket, include_usage=include_usage, after=after)
         self._offsets: dict[int, int] = {}
 
     def _choice(self, choice: int, text: str, finish_reason: FinishReason | None, logprobs: Logprobs | None) -> bytes:

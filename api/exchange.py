@@ -1,4 +1,4 @@
-"""The exchange: one accepted request and its answer, to whatever end."""
+"""The exchange: one accepted request and its answer to one client, to whatever end."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from inferflux.broker.wire import Failure, Frame, failure
 from inferflux.config.logs import get_logger
 from inferflux.registry.models import ModelEntry
 
-from .cancel import Canceller, Order
+from .cancel import Order
 from .meter import Meter
+from .outlook import Outlook, Place
 from .patience import Patience
 from .replies import ReplyStream, TapeFrame
 
@@ -31,7 +32,8 @@ class ClientGone(Exception):
 
 
 class Ticket(msgspec.Struct, frozen=True):
-    """A stored prompt. `created_s` is Unix time, `accepted_s` the monotonic clock's."""
+    """A stored prompt. `created_s` is Unix time, `accepted_s` the monotonic clock's. A resumable request outlives its
+    reader for a while. `place` is its place in the queue, where that is known."""
 
     key: RequestKey
     lane: Lane
@@ -39,30 +41,30 @@ class Ticket(msgspec.Struct, frozen=True):
     prompt_seq: int
     created_s: float
     accepted_s: float
+    resumable: bool = False
+    place: Place | None = None
 
 
 class Exchange:
-    """Read it to the end, then close it; closing it earlier cancels the request."""
+    """Read it to the end, then close it. What becomes of a request that is closed earlier is up to `on_close`."""
 
     def __init__(
         self,
         ticket: Ticket,
         stream: ReplyStream,
-        canceller: Canceller,
         patience: Patience,
         meter: Meter,
         on_close: Callable[[Exchange], None],
     ) -> None:
         self.ticket = ticket
+        self.stream = stream
         self.ended = False
-        self._stream = stream
-        self._canceller = canceller
+        self.spoke = False
+        self.stopped: Failure | None = None
         self._patience = patience
         self._meter = meter
         self._on_close = on_close
-        self._spoke = False
         self._gone = False
-        self._stopped: Failure | None = None
         self._watcher: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -70,45 +72,58 @@ class Exchange:
     def id(self) -> str:
         return self.ticket.key.request
 
+    @property
+    def over(self) -> bool:
+        """Whether its terminal frame is on the tape."""
+        return self.stream.ended and not self.stream.diverged
+
+    @property
+    def order(self) -> Order:
+        """How to cancel what is left of it."""
+        return Order(self.ticket.key, self.ticket.prompt_seq, self.stopped or GONE, self.stream.last_seq)
+
     def watch(self, receive: Callable[[], Awaitable[Any]]) -> None:
         """Notice when the client goes away. Call it once the body was read."""
         self._watcher = asyncio.create_task(self._watch(receive), name=f"client of {self.id}")
 
     def stop(self, why: Failure) -> None:
-        """End the answer here and now; the request is cancelled."""
-        self._stopped = why
-        self._stream.nudge()
+        """End the answer here and now."""
+        self.stopped = why
+        self.stream.nudge()
+
+    def outlook(self) -> Outlook | None:
+        """What a client may be told while it waits for the first frame."""
+        if self.spoke or self.ticket.place is None:
+            return None
+        return self.ticket.place.outlook()
 
     async def read(self, wake_s: float) -> list[TapeFrame]:
         """Frames as they come, the terminal one last; empty soon after `wake_s` (monotonic). Raises ClientGone."""
         while True:
-            until_s = wake_s if self._spoke else min(wake_s, time.monotonic() + PATIENCE_INTERVAL_S)
-            batch = await self._stream.read(until_s)
+            until_s = wake_s if self.spoke else min(wake_s, time.monotonic() + PATIENCE_INTERVAL_S)
+            batch = await self.stream.read(until_s)
             if self._gone:
                 raise ClientGone
-            if not batch and self._stopped is not None:
-                batch = [TapeFrame(0, Frame(id=self.id, attempt=0, error=self._stopped))]
+            if not batch and self.stopped is not None:
+                batch = [TapeFrame(0, Frame(id=self.id, attempt=0, error=self.stopped))]
             now_s = time.monotonic()
             if batch:
-                self._spoke = True
+                self.spoke = True
                 self.ended = batch[-1].frame.terminal
                 self._meter.note(batch, now_s)
                 return batch
-            if not self._spoke:
+            if not self.spoke:
                 await self._patience.check(self.ticket, now_s)
             if now_s >= wake_s:
                 return batch
 
     def close(self) -> None:
-        """Let go of the request; cancels it unless its terminal frame is on the tape. Safe to call twice."""
+        """Let go of the request. Safe to call twice."""
         if self._closed:
             return
         self._closed = True
         if self._watcher is not None:
             self._watcher.cancel()
-        if not self._stream.ended or self._stream.diverged:
-            why = self._stopped or GONE
-            self._canceller.start(Order(self.ticket.key, self.ticket.prompt_seq, why, self._stream.last_seq))
         self._meter.close(time.monotonic())
         self._on_close(self)
 
@@ -116,4 +131,4 @@ class Exchange:
         while (await receive())["type"] != "http.disconnect":
             pass
         self._gone = True
-        self._stream.nudge()
+        self.stream.nudge()

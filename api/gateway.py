@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import msgspec
@@ -13,15 +14,16 @@ from inferflux.config.settings import Settings
 from inferflux.registry.models import Models
 
 from . import parameters
+from .ask import Ask
 from .assembly import Shape, assemble
 from .auth import principal_of, usable_model
-from .dispatch import Build, Dispatcher
+from .dispatch import Dispatcher
 from .events import Events
 from .exchange import GONE, ClientGone, Exchange
 from .problems import FailureError, respond
-from .schemas import Tier
 from .stream import EventStream
 
+Watch = Callable[[], Awaitable[Any]]
 R = TypeVar("R", bound=msgspec.Struct)
 
 STUB = "stub"
@@ -46,13 +48,11 @@ class Gateway:
             )
         return parameters.read(await request.body(), request_type)
 
-    async def open(
-        self, request: Request[Any, Any, Any], model: str | None, tier: Tier | None, build: Build
-    ) -> Exchange:
-        """Accept a request. Raises RequestError or BrokerError."""
+    async def open(self, request: Request[Any, Any, Any], ask: Ask) -> Exchange:
+        """Accept a request, or join it. Raises RequestError, FailureError or BrokerError."""
         principal = principal_of(request)
-        entry = usable_model(self.models, model, principal)
-        exchange = await self.dispatcher.submit(principal.tenant, entry, tier, build, request.headers)
+        entry = usable_model(self.models, ask.model, principal)
+        exchange = await self.dispatcher.submit(principal.tenant, entry, ask, request.headers)
         exchange.watch(request.receive)
         return exchange
 
@@ -89,6 +89,11 @@ class Gateway:
 
 def _headers(exchange: Exchange, backend: str | None) -> dict[str, str]:
     headers = {"x-request-id": exchange.id}
+    outlook = exchange.outlook()
+    if outlook is not None:
+        headers["x-inferflux-queue-position"] = str(outlook.position)
+        if outlook.wait_s is not None:
+            headers["x-inferflux-estimated-wait-s"] = f"{outlook.wait_s:.0f}"
     if (backend or exchange.ticket.model.backend) == STUB:
         headers["x-inferflux-backend"] = STUB
     return headers

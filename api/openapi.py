@@ -58,6 +58,13 @@ OPERATIONS = (
         request=EmbeddingRequest,
         answer=EmbeddingList,
     ),
+    Operation(
+        method="get",
+        path="/v1/streams/{stream_id}",
+        summary="Go on reading an answer, after the header Last-Event-ID or the query parameter last_event_id.",
+        scope="generate",
+        streams=True,
+    ),
     Operation(method="get", path="/v1/models", summary="List the models.", scope="read", answer=ModelList),
     Operation(method="get", path="/v1/models/{model_id}", summary="One model.", scope="read", answer=ModelAnswer),
     Operation(method="get", path="/v1/admin/workers", summary="Every live worker's last heartbeat.", scope="admin"),

@@ -32,14 +32,18 @@ class TapeFrame(NamedTuple):
 
 class ReplyStream:
     """Live replies, with the tape behind them wherever they have a gap, fall silent, or come faster than they are
-    read: at most `MAX_BUFFERED` wait here, the rest is read from the tape."""
+    read: at most `MAX_BUFFERED` wait here, the rest is read from the tape.
 
-    def __init__(self, broker: Broker, key: RequestKey) -> None:
+    `seen_seq` is the last frame that its reader has had from elsewhere; without it on the tape the stream diverges.
+    """
+
+    def __init__(self, broker: Broker, key: RequestKey, seen_seq: int = 0) -> None:
         self.key = key
         self.last_seq = 0
         self.ended = False
         self.diverged = False
         self._broker = broker
+        self._seen_seq = seen_seq
         self._arrived: deque[Reply] = deque()
         self._transcript = Transcript()
         self._waiter: asyncio.Future[None] | None = None
@@ -137,6 +141,10 @@ class ReplyStream:
             return batch
         self._behind = False
         held, self._held = self._held, None
+        seen_seq, self._seen_seq = self._seen_seq, 0
+        if seen_seq and all(entry.seq != seen_seq for entry in tape.frames):
+            self._diverge(batch, "what you have read is not on the tape")
+            return batch
         for entry in tape.frames:
             self._add(batch, entry.seq, entry.body)
         if self._held or (held and not self.ended):

@@ -11,7 +11,7 @@ from litestar.types import Receive, Scope, Send
 
 from inferflux.config.logs import get_logger
 
-from .events import PING, Events
+from .events import Events, waiting
 from .exchange import ClientGone, Exchange
 from .replies import TapeFrame
 
@@ -75,10 +75,10 @@ class _EventStreamResponse(ASGIResponse):
     async def send_body(self, send: Send, receive: Receive) -> None:
         exchange, batch = self._exchange, self._first
         encode = self._events.encode
-        body = encode(batch) if batch else PING
+        body = encode(batch) if batch else waiting(exchange.outlook())
         while not exchange.ended:
             if body:
                 await send({"type": "http.response.body", "body": body, "more_body": True})
             batch = await exchange.read(time.monotonic() + self._ping_interval_s)
-            body = encode(batch) if batch else PING
+            body = encode(batch) if batch else waiting(exchange.outlook())
         await send({"type": "http.response.body", "body": body, "more_body": False})

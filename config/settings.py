@@ -206,6 +206,7 @@ class StreamSettings(Section, frozen=True, kw_only=True):
     """Streams whose client went away."""
 
     resume_grace_s: Seconds = 30.0
+    idempotency_ttl_s: Annotated[float, Meta(ge=1)] = 24 * 3600.0
 
 
 class WorkerSettings(Section, frozen=True, kw_only=True):

@@ -18,6 +18,7 @@ from inferflux.registry.tenants import Tenants
 
 from ..admission import TIER_OF_CLASS
 from ..answers import UsageAnswer
+from ..ask import Ask
 from ..assembly import assemble
 from ..exchange import GONE, ClientGone
 from ..gateway import Gateway
@@ -111,9 +112,8 @@ async def retry_dead(
         prompt = decode_prompt(letter.body)
         return msgspec.structs.replace(prompt, id=ident, created=created_s, deadline=deadline_s)
 
-    exchange = await gateway.dispatcher.submit(
-        tenants.tenant(letter.about.tenant), model, tier, build, letter.about.headers
-    )
+    wanted = Ask(kind="completion", model=model.id, tier=tier, build=build, digest="")
+    exchange = await gateway.dispatcher.submit(tenants.tenant(letter.about.tenant), model, wanted, letter.about.headers)
     log.info("dead letter retried", letter=letter_id, request=exchange.id)
     exchange.watch(request.receive)
     try:

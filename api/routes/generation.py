@@ -9,21 +9,23 @@ from litestar import Request, Response, post
 from litestar.di import NamedDependency
 
 from ..answers import EmbeddingList
+from ..ask import ask
 from ..assembly import Assembly, chat_answer, completion_answer, embedding_answer
 from ..events import ChatEvents, CompletionEvents
 from ..gateway import Gateway
 from ..parameters import unsupported
 from ..prompts import chat_prompt, completion_prompt, embedding_prompt
-from ..schemas import ChatRequest, CompletionRequest, EmbeddingRequest, GenerationRequest
+from ..schemas import ChatRequest, CompletionRequest, EmbeddingRequest
 
 
 @post("/chat/completions", opt={"scope": "generate"}, status_code=200)
 async def create_chat_completion(request: Request[Any, Any, Any], gateway: NamedDependency[Gateway]) -> Response[bytes]:
     """Continue a conversation."""
     body = await gateway.parse(request, ChatRequest)
-    exchange = await gateway.open(request, body.model, body.service_tier, partial(chat_prompt, body))
+    wanted = ask(body, partial(chat_prompt, body))
+    exchange = await gateway.open(request, wanted)
     if body.stream:
-        return await gateway.stream(exchange, ChatEvents(exchange.ticket, include_usage=_wants_usage(body)))
+        return await gateway.stream(exchange, ChatEvents(exchange.ticket, include_usage=wanted.include_usage))
     return await gateway.whole(exchange, partial(chat_answer, logprobs=bool(body.logprobs)))
 
 
@@ -31,9 +33,10 @@ async def create_chat_completion(request: Request[Any, Any, Any], gateway: Named
 async def create_completion(request: Request[Any, Any, Any], gateway: NamedDependency[Gateway]) -> Response[bytes]:
     """Continue a text, or several."""
     body = await gateway.parse(request, CompletionRequest)
-    exchange = await gateway.open(request, body.model, body.service_tier, partial(completion_prompt, body))
+    wanted = ask(body, partial(completion_prompt, body))
+    exchange = await gateway.open(request, wanted)
     if body.stream:
-        return await gateway.stream(exchange, CompletionEvents(exchange.ticket, include_usage=_wants_usage(body)))
+        return await gateway.stream(exchange, CompletionEvents(exchange.ticket, include_usage=wanted.include_usage))
     return await gateway.whole(exchange, partial(completion_answer, logprobs=body.logprobs is not None))
 
 
@@ -41,12 +44,8 @@ async def create_completion(request: Request[Any, Any, Any], gateway: NamedDepen
 async def create_embedding(request: Request[Any, Any, Any], gateway: NamedDependency[Gateway]) -> Response[bytes]:
     """Turn texts into vectors."""
     body = await gateway.parse(request, EmbeddingRequest)
-    exchange = await gateway.open(request, body.model, body.service_tier, partial(embedding_prompt, body))
+    exchange = await gateway.open(request, ask(body, partial(embedding_prompt, body)))
     return await gateway.whole(exchange, partial(_embedding_answer, body))
-
-
-def _wants_usage(body: GenerationRequest) -> bool:
-    return body.stream_options is not None and bool(body.stream_options.include_usage)
 
 
 def _embedding_answer(body: EmbeddingRequest, assembly: Assembly) -> EmbeddingList:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
@@ -8,7 +9,7 @@ import httpx
 import msgspec
 import pytest
 from harness.asgi import Call, running
-from harness.scripted_worker import SECRET, ScriptedWorker
+from harness.scripted_worker import SECRET, ScriptedWorker, Turn
 
 from inferflux.api.app import create_app
 from inferflux.broker.memory import MemoryBroker, MemoryHub
@@ -54,9 +55,9 @@ MODELS = Models(
 class Api:
     """A running application over a memory broker, a client with every right, and a scripted worker."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, hub: MemoryHub | None) -> None:
         self.settings = settings
-        self.hub = MemoryHub(settings=settings)
+        self.hub = MemoryHub(settings=settings) if hub is None else hub
         self.broker = MemoryBroker(self.hub)
         tenants = Tenants.from_settings(settings)
         self.app = create_app(settings, self.broker, Stamper(SECRET), MODELS, tenants)
@@ -70,10 +71,18 @@ class Api:
         body = {"messages": [{"role": "user", "content": "Hi"}]} | fields
         return await self.client.post("/v1/chat/completions", json=body, headers={"authorization": f"Bearer {key}"})
 
-    def call(self, path: str, body: Any) -> Call:
-        """A request whose client can hang up."""
-        headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"}
-        return Call(self.app, "POST", path, msgspec.json.encode(body), headers)
+    def call(self, path: str, body: Any = None, **headers: str) -> Call:
+        """A request whose client can hang up; without a body it reads."""
+        given = {name.replace("_", "-"): value for name, value in headers.items()}
+        headers = {"authorization": f"Bearer {KEY}", "content-type": "application/json"} | given
+        return Call(self.app, "GET" if body is None else "POST", path, msgspec.json.encode(body), headers)
+
+    async def until_running(self, number: int = 1) -> Turn:
+        """The newest of so many turns, once it is claimed."""
+        async with asyncio.timeout(5):
+            while len(self.worker.turns) < number or not self.worker.turns[-1].attempt:
+                await asyncio.sleep(0.005)
+        return self.worker.turns[-1]
 
 
 class Apis:
@@ -81,9 +90,14 @@ class Apis:
 
     def __init__(self, stack: AsyncExitStack) -> None:
         self._stack = stack
+        self.settings = SETTINGS
 
-    async def start(self, settings: Settings = SETTINGS, *, worker: bool = True) -> Api:
-        api = Api(settings)
+    async def start(self, settings: Settings = SETTINGS, *, worker: bool = True, beside: Api | None = None) -> Api:
+        """`beside` is another replica of the same fleet, whose worker serves both."""
+        api = Api(settings, None if beside is None else beside.hub)
+        if beside is not None:
+            api.worker = beside.worker
+            worker = False
         await self._stack.enter_async_context(api.client)
         await self._stack.enter_async_context(running(api.app))
         if worker:

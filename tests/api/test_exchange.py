@@ -18,7 +18,7 @@ HI = {"messages": [{"role": "user", "content": "Hi"}]}
 
 async def ended(api: Any, turn: Turn) -> str:
     """The code of the error that the tape ends with."""
-    await api.parts.dispatcher._desk.canceller.drain(5)
+    await api.parts.canceller.drain(5)
     frames = [decode_frame(entry.body) for entry in (await api.broker.read_tape(turn.key)).frames]
     (end,) = [frame for frame in frames if frame.terminal]
     return "" if end.error is None else end.error.code
@@ -73,7 +73,7 @@ async def test_request_without_a_worker_is_cancelled_while_it_waits(apis: Any) -
             await asyncio.sleep(0.01)
     call.hang_up()
     await call.task
-    await api.parts.dispatcher._desk.canceller.drain(5)
+    await api.parts.canceller.drain(5)
 
     assert await api.broker.backlog() == {}
 
@@ -89,7 +89,7 @@ async def test_stream_opens_after_the_hold_and_pings(api: Any) -> None:
     call = api.call("/v1/chat/completions", HI | {"stream": True})
     await call.begin()
     assert call.status == 200
-    pings = await call.until(b": ping") + await call.until(b": ping")
+    pings = await call.until(b": queued position=1") + await call.until(b": queued position=1")
     assert b"data:" not in pings
     go.set()
 
@@ -106,7 +106,7 @@ async def test_error_after_the_hold_is_an_event(api: Any) -> None:
 
     api.worker.script = late
     call = api.call("/v1/chat/completions", HI | {"stream": True})
-    await call.until(b": ping")
+    await call.until(b": queued position=1")
     go.set()
 
     assert b'data: {"error":' in await call.until(b"engine_error")

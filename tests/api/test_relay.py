@@ -200,7 +200,7 @@ async def test_nudge_returns_at_once(scene: Scene) -> None:
 async def test_frames_of_others_and_of_the_forgotten_are_dropped(scene: Scene) -> None:
     other = scene.relay.open(RequestKey(KEY.owner, "r2"))
     await scene.put(frame(0))
-    scene.relay.forget(KEY)
+    scene.relay.forget(scene.stream)
     await scene.put(last(1))
 
     assert await other.read(time.monotonic() + 0.05) == []

@@ -1,0 +1,71 @@
+"""The desk: what all requests of one replica share, and the publishing of their prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from inferflux.broker.broker import Broker, Receipt
+from inferflux.broker.stamp import Stamp, Stamper
+from inferflux.broker.subjects import HEADER_STAMP, HEADER_TRACEPARENT, Lane, RequestKey, infer
+from inferflux.broker.wire import Head, encode
+from inferflux.config.settings import Settings
+
+from .ask import Ask
+from .identity import Identity
+
+POLICY_REVISION = 0
+MAX_TRACEPARENT = 128
+
+
+class Draft(msgspec.Struct, frozen=True):
+    """A prompt before it is published. Publishing it twice, here or elsewhere, stores it once."""
+
+    key: RequestKey
+    lane: Lane
+    ask: Ask
+    created_s: float
+
+
+class Desk:
+    """Stamps and publishes as this replica."""
+
+    def __init__(self, settings: Settings, broker: Broker, identity: Identity, stamper: Stamper) -> None:
+        self.identity = identity
+        self._settings = settings
+        self._broker = broker
+        self._stamper = stamper
+
+    async def publish(self, draft: Draft, given: Mapping[str, str]) -> Receipt:
+        """Store the prompt, and leave a head on its tape for other replicas. Raises BrokerError."""
+        key, lane, ask = draft.key, draft.lane, draft.ask
+        deadline_s = draft.created_s + self._settings.queue.queue_timeout_s
+        body = encode(ask.build(key.request, draft.created_s, deadline_s))
+        headers = self._headers(draft, body, deadline_s, given)
+        receipt = await self._broker.publish_prompt(lane, body, msg_id=key.request, headers=headers)
+        # Nobody waits for it: a head that is lost costs other replicas the stream, and nothing else.
+        self._broker.send_head(
+            key,
+            Head(
+                kind=ask.kind,
+                model=lane.model,
+                service_class=lane.service_class.value,
+                tenant=lane.tenant,
+                created=draft.created_s,
+                prompt=receipt.seq,
+                include_usage=ask.include_usage,
+            ),
+        )
+        return receipt
+
+    def _headers(self, draft: Draft, body: bytes, deadline_s: float, given: Mapping[str, str]) -> dict[str, str]:
+        # A later attempt may come long after the deadline, and the tape lives no longer than this.
+        expires_s = int(deadline_s + self._settings.tape.max_age_s)
+        stamp = Stamp(draft.key.owner, expires_s, POLICY_REVISION)
+        header = self._stamper.write(stamp, subject=infer(draft.lane), msg_id=draft.key.request, body=body)
+        headers = {HEADER_STAMP: header}
+        traceparent = given.get(HEADER_TRACEPARENT)
+        if traceparent is not None and traceparent.isascii() and len(traceparent) <= MAX_TRACEPARENT:
+            headers[HEADER_TRACEPARENT] = traceparent
+        return headers

@@ -1,0 +1,125 @@
+"""The vigil: requests that nobody reads go on for a grace, and then are cancelled.
+
+A replica watches over its own. When it is gone, every other one does in its place; the cancelling claim is a
+compare-and-set, so several may try.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from functools import partial
+
+from inferflux.broker.broker import Broker
+from inferflux.broker.errors import BrokerError, Code
+from inferflux.broker.subjects import OWNER_API, RequestKey, encode_token, key_id
+from inferflux.broker.wire import decode_frame, failure
+from inferflux.config.logs import get_logger
+
+from .cancel import Canceller, Order
+from .presence import Presence
+from .pressure import Pressure
+
+log = get_logger("api.vigil")
+
+LONGEST_PAUSE_S = 5.0
+UNREAD = failure(Code.CANCELLED, "nobody came back to read the answer")
+
+
+class Vigil:
+    """`look` does one round; `start` repeats it."""
+
+    def __init__(
+        self, broker: Broker, owner: str, canceller: Canceller, presence: Presence, pressure: Pressure, grace_s: float
+    ) -> None:
+        self._broker = broker
+        self._owner = owner
+        self._canceller = canceller
+        self._presence = presence
+        self._pressure = pressure
+        self._grace_s = grace_s
+        self._left: dict[RequestKey, Order] = {}
+        self._unread_s: dict[RequestKey, float] = {}
+        self._settled: set[RequestKey] = set()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="vigil")
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    @property
+    def num_left(self) -> int:
+        """Requests of this replica that nobody reads here."""
+        return len(self._left)
+
+    def leave(self, order: Order, *, resumable: bool) -> None:
+        """The last reader of an own request has gone: cancel it now, or after the grace where somebody may come back
+        or reads it elsewhere."""
+        if resumable:
+            self._wait(order)
+        else:
+            self._canceller.start(order, partial(self._wait_if_read, order))
+
+    def returned(self, key: RequestKey) -> None:
+        """An own request is read here again."""
+        self._left.pop(key, None)
+        self._unread_s.pop(key, None)
+
+    async def look(self, now_s: float) -> None:
+        """End what has been unread for the grace. Raises BrokerError."""
+        owners, read = await self._presence.look()
+        own = encode_token(self._owner)
+        self._pressure.num_replicas = max(1, len(owners | {own}))
+        orphans = dict(self._left)
+        if self._presence.certain:
+            for key in await self._broker.heads():
+                owner = encode_token(key.owner)
+                if key.owner.startswith(OWNER_API) and owner != own and owner not in owners:
+                    orphans[key] = Order(key, None, UNREAD)
+        self._settled &= orphans.keys()
+        self._unread_s = {key: since_s for key, since_s in self._unread_s.items() if key in orphans}
+        for key, order in orphans.items():
+            if key in self._settled:
+                continue
+            if key_id(key) in read:
+                self._unread_s[key] = now_s
+            elif now_s - self._unread_s.setdefault(key, now_s) >= self._grace_s:
+                await self._end(order)
+                self._settled.add(key)
+                self.returned(key)
+
+    async def _end(self, order: Order) -> None:
+        head = await self._broker.read_head(order.key)
+        prompt_seq = order.prompt_seq if head is None else head.prompt
+        tape = await self._broker.read_tape(order.key)
+        if any(decode_frame(entry.body).terminal for entry in reversed(tape.frames)):
+            return
+        if tape.claim is None and prompt_seq is not None and await self._broker.read_prompt(prompt_seq) is None:
+            return
+        if await self._canceller.cancel(Order(order.key, prompt_seq, UNREAD)):
+            log.info("cancelled unread", request=order.key.request, owner=order.key.owner)
+
+    def _wait(self, order: Order) -> None:
+        self._left[order.key] = order
+        self._unread_s.pop(order.key, None)
+
+    async def _wait_if_read(self, order: Order) -> bool:
+        read = await self._presence.is_read(order.key)
+        if read:
+            self._wait(order)
+        return read
+
+    async def _run(self) -> None:
+        pause_s = min(LONGEST_PAUSE_S, max(0.1, self._grace_s / 4))
+        while True:
+            await asyncio.sleep(pause_s)
+            try:
+                await self.look(time.monotonic())
+            except BrokerError as error:
+                log.warning("nobody watched over", reason=str(error))
