@@ -74,6 +74,11 @@ class Attempt:
             return 1
         return 0 if self.answer.ended.done() else self.answer.num_open
 
+    @property
+    def charged(self) -> bool:
+        """Whether its prompt has been charged."""
+        return self._num_charged > 0
+
     def take_charges(self) -> tuple[int, int]:
         """Uncached input and output tokens since the last call. Only a first attempt's input is charged."""
         answer = self.answer

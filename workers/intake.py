@@ -17,6 +17,7 @@ from inferflux.config.logs import get_logger
 from inferflux.config.settings import Settings
 from inferflux.registry.tenants import Tenants
 
+from .advance import Advance
 from .attempt import Attempt
 from .host import ModelHost
 
@@ -46,6 +47,7 @@ class Intake:
         accept: Callable[[Delivery], None],
     ) -> None:
         self.fair = fair
+        self.advance = Advance(fair)
         self._host = host
         self._broker = broker
         self._tenants = tenants
@@ -137,6 +139,8 @@ class Intake:
             if lane is None:
                 return
             self._pulls[asyncio.create_task(self._pull(lane))] = lane
+            num_running = sum(attempt.delivery.lane == lane for attempt in self._mine() if not attempt.charged)
+            self.advance.pay(lane, under_way[lane] + 1 + num_running, time.monotonic())
 
     async def _pull(self, lane: Lane) -> None:
         bells = self._num_bells[lane]

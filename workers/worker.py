@@ -177,9 +177,7 @@ class Worker:
         num_input, num_output = attempt.take_charges()
         intake = self._intakes.get(attempt.delivery.lane.model)
         if intake is not None and (num_input or num_output):
-            intake.fair.charge(
-                attempt.delivery.lane, num_input=num_input, num_output=num_output, now_s=time.monotonic()
-            )
+            intake.advance.charge(attempt.delivery.lane, num_input, num_output, time.monotonic())
 
     async def _extend_forever(self) -> None:
         """Leases last as long as the engine makes progress: a hung engine loses its prompts to other workers."""
