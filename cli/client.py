@@ -89,6 +89,12 @@ class Client:
         """The JSON object that answers a JSON body."""
         return self._call("POST", path, body)
 
+    def put(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        return self._call("PUT", path, body)
+
+    def delete(self, path: str) -> dict[str, Any]:
+        return self._call("DELETE", path)
+
     def probe(self, path: str) -> tuple[int, dict[str, Any]]:
         """Status and JSON object whatever the status is; an answer that is no object is an empty one."""
         with self._explained():

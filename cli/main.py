@@ -8,18 +8,22 @@ import typer
 
 from inferflux.config.errors import ConfigError, InferFluxError
 
+from . import admin, queue
 from .chat import chat
 from .completion import completion
 from .configuration import config
 from .doctor import doctor
+from .fleet import fleet
 from .models import models
 from .pull import pull
 from .serve import api, serve, worker
 from .status import status
+from .top import top
 
 _SERVE = "Serve"
 _TALK = "Talk to a server"
-_CARE = "Set up and look after"
+_OPERATE = "Look after a fleet"
+_CARE = "Set up"
 
 app = typer.Typer(
     name="inferctl",
@@ -36,12 +40,16 @@ for command, panel in (
     (completion, _TALK),
     (chat, _TALK),
     (models, _TALK),
-    (status, _TALK),
+    (status, _OPERATE),
+    (fleet, _OPERATE),
+    (top, _OPERATE),
     (doctor, _CARE),
     (pull, _CARE),
     (config, _CARE),
 ):
     app.command(rich_help_panel=panel)(command)
+app.add_typer(queue.app, name="queue", rich_help_panel=_OPERATE)
+app.add_typer(admin.app, name="admin", rich_help_panel=_OPERATE)
 
 
 def main() -> None:

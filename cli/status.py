@@ -5,19 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from .options import DEFAULT_URL, ApiKey, Json, Url, connect, print_json
+from .overview import overview
+from .queue import EMPTY, queue_table
 from .terminal import table_console
 
 
 def status(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: Json = False) -> None:
     """Show processes with their resident memory, models and queues. Needs a key with the scope `admin`."""
     with connect(url, api_key) as client:
-        ready, _ = client.probe("/readyz")
-        answer = {
-            "ready": ready == 200,
-            "api": client.get("/v1/admin/status"),
-            "workers": client.get("/v1/admin/workers")["data"],
-            "queue": client.get("/v1/admin/queue")["data"],
-        }
+        answer = overview(client)
     if as_json:
         print_json(answer)
     else:
@@ -51,10 +47,7 @@ def _print(url: str, answer: dict[str, Any]) -> None:
             )
     console.print(processes)
     console.print(models if models.row_count else "no worker is there: start one with `inferctl worker`")
-    queue = Table("queue", "class", "tenant", "prompts", box=None, pad_edge=False)
-    for lane in answer["queue"]:
-        queue.add_row(lane["model"], lane["service_class"], lane["tenant"], str(lane["num_prompts"]))
-    console.print(queue if queue.row_count else "nothing is queued")
+    console.print(queue_table(answer["queue"]) if answer["queue"] else EMPTY)
 
 
 def _megabytes(num_bytes: int) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
 
 def write(text: str) -> None:
@@ -33,3 +34,10 @@ def table_console() -> Console:
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+
+
+def cell(text: object) -> Text:
+    """A table's cell for a name that somebody else chose: no markup, no control characters."""
+    from rich.text import Text
+
+    return Text("".join(char for char in str(text) if char.isprintable()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import msgspec
 from litestar import Response, get
 from litestar.di import NamedDependency
@@ -14,7 +16,7 @@ from ..status import Status
 
 @get("/workers", opt={"scope": "admin"})
 async def list_workers(fleet: NamedDependency[Fleet]) -> Response[bytes]:
-    """Every live worker's last heartbeat."""
+    """Every live worker's last heartbeat, and how many seconds ago it was sent."""
     return _respond({"object": "list", "data": [_full(beat) for beat in fleet.workers()]})
 
 
@@ -26,7 +28,9 @@ async def get_status(status: NamedDependency[Status]) -> Response[bytes]:
 
 def _full(beat: WorkerBeat) -> dict[str, object]:
     """On the wire a beat leaves out defaults; people who read this should not have to know them."""
-    return msgspec.structs.asdict(beat) | {"models": [msgspec.structs.asdict(model) for model in beat.models]}
+    age_s = round(max(0.0, time.time() - beat.at), 1)
+    models = [msgspec.structs.asdict(model) for model in beat.models]
+    return msgspec.structs.asdict(beat) | {"age_s": age_s, "models": models}
 
 
 def _respond(answer: object) -> Response[bytes]:

@@ -9,7 +9,7 @@ import pytest
 HEAVY = ("torch", "llama_cpp", "numpy", "litestar", "nats", "uvicorn", "httpx")
 
 
-@pytest.mark.parametrize("arguments", [[], ["serve"], ["pull"], ["doctor"]])
+@pytest.mark.parametrize("arguments", [[], ["serve"], ["pull"], ["doctor"], ["top"], ["queue", "dead"], ["admin"]])
 def test_help_imports_nothing_heavy(arguments):
     code = (
         "import sys, json, io, contextlib\n"
@@ -25,6 +25,7 @@ def test_help_imports_nothing_heavy(arguments):
 
 def test_every_command_is_described(inferctl):
     shown = inferctl("--help").out
+    assert " admin " in shown
     for command in (
         "serve",
         "api",
@@ -33,6 +34,9 @@ def test_every_command_is_described(inferctl):
         "chat",
         "models",
         "status",
+        "fleet",
+        "top",
+        "queue",
         "doctor",
         "pull",
         "config",

@@ -239,7 +239,8 @@ def fleet(asked: Asked) -> Answer:
         case "/v1/admin/workers":
             return Answer(body={"data": [BEAT]})
         case _:
-            lane = {"model": "smollm2", "service_class": "batch", "tenant": "acme", "num_prompts": 12}
+            lane = {"model": "smollm2", "service_class": "batch", "tenant": "acme"}
+            lane |= {"depth": 12, "num_waiting": 10, "num_running": 2, "oldest_age_s": 3.04}
             return Answer(body={"data": [lane]})
 
 
@@ -250,7 +251,7 @@ def test_status_shows_processes_models_and_queues(inferctl, http_server):
     assert ["api", "r1", "41", "90", "MB"] in shown
     assert ["worker", "w-1", "42", "500", "MB", "98", "MB", "-", "serving"] in shown
     assert ["smollm2", "llamacpp", "failed:", "no", "memory", "3/8", "5", "0", "7/100", "12.3"] in shown
-    assert ["smollm2", "batch", "acme", "12"] in shown
+    assert ["smollm2", "batch", "acme", "10", "2", "3.0", "s"] in shown
     whole = json.loads(inferctl("status", "--url", server.url, "--json").out)
     assert (whole["ready"], whole["workers"]) == (False, [BEAT])
 

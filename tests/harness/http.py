@@ -75,7 +75,7 @@ class HttpServer:
                     self.wfile.write(piece)
                     self.wfile.flush()
 
-            do_POST = do_GET
+            do_POST = do_PUT = do_DELETE = do_GET
 
             def log_message(self, format: str, *args: object) -> None:
                 """Say nothing."""
