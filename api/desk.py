@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import msgspec
 
 from inferflux.broker.broker import Broker, Receipt
+from inferflux.broker.prefix import prefix_digest
 from inferflux.broker.stamp import Stamp, Stamper
-from inferflux.broker.subjects import HEADER_STAMP, HEADER_TRACEPARENT, Lane, RequestKey, infer
+from inferflux.broker.subjects import HEADER_PREFIX, HEADER_STAMP, HEADER_TRACEPARENT, Lane, RequestKey, infer
 from inferflux.broker.wire import Head, encode
 from inferflux.config.settings import Settings
 
@@ -20,12 +21,13 @@ MAX_TRACEPARENT = 128
 
 
 class Draft(msgspec.Struct, frozen=True):
-    """A prompt before it is published. Publishing it twice, here or elsewhere, stores it once."""
+    """A prompt before it is published. Publishing it twice, here or elsewhere, stores it once. `salt` is the tenant's."""
 
     key: RequestKey
     lane: Lane
     ask: Ask
     created_s: float
+    salt: str
 
 
 class Desk:
@@ -41,8 +43,11 @@ class Desk:
         """Store the prompt, and leave a head on its tape for other replicas. Raises BrokerError."""
         key, lane, ask = draft.key, draft.lane, draft.ask
         deadline_s = draft.created_s + self._settings.queue.queue_timeout_s
-        body = encode(ask.build(key.request, draft.created_s, deadline_s))
+        prompt = ask.build(key.request, draft.created_s, deadline_s)
+        body = encode(prompt)
         headers = self._headers(draft, body, deadline_s, given)
+        if (prefix := prefix_digest(prompt, draft.salt)) is not None:
+            headers[HEADER_PREFIX] = prefix
         receipt = await self._broker.publish_prompt(lane, body, msg_id=key.request, headers=headers)
         # Nobody waits for it: a head that is lost costs other replicas the stream, and nothing else.
         self._broker.send_head(

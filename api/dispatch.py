@@ -102,7 +102,7 @@ class Dispatcher:
         if name is not None:
             return await self._once(arrival, name)
         resumable = headers.get(RESUMABLE_HEADER, "").lower() in ("true", "1")
-        draft = Draft(self._desk.identity.new_key(tenant.id), lane, ask, time.time())
+        draft = Draft(self._desk.identity.new_key(tenant.id), lane, ask, time.time(), tenant.salt)
         _, exchange = await self._start(arrival, draft, resumable=resumable)
         return exchange
 
@@ -171,7 +171,7 @@ class Dispatcher:
         return self._opened(self._ticket(arrival, draft, seq, resumable=True), stream, arrival.started_s)
 
     def _draft(self, arrival: Arrival, slot: Slot) -> Draft:
-        return Draft(key_of(slot.record.request), arrival.lane, arrival.ask, slot.record.created)
+        return Draft(key_of(slot.record.request), arrival.lane, arrival.ask, slot.record.created, arrival.tenant.salt)
 
     async def _start(self, arrival: Arrival, draft: Draft, *, resumable: bool) -> tuple[Receipt, Exchange]:
         tenant = arrival.tenant
