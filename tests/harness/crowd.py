@@ -77,6 +77,14 @@ class Crowd:
             outcome.ended_s = time.monotonic()
         return outcome
 
+    async def ask_whole(self, url: str, prompt: str, num_tokens: int, *, key: str = KEY) -> None:
+        """One answer that is not streamed, which must be the right one."""
+        request = {"model": "stub", "prompt": prompt, "max_tokens": num_tokens}
+        headers = {"authorization": f"Bearer {key}"}
+        response = await self._client.post(url + "/v1/completions", json=request, headers=headers)
+        assert response.status_code == 200, response.text
+        assert response.json()["choices"][0]["text"] == stub_text(prompt, num_tokens)
+
     async def all(self, urls: Sequence[str], prompts: Sequence[str], num_tokens: int) -> list[Outcome]:
         """One stream for each prompt, all at once, the replicas taking turns."""
         asking = [self.ask(urls[n % len(urls)], prompt, num_tokens) for n, prompt in enumerate(prompts)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import threading
 from collections.abc import Sequence
@@ -184,6 +185,7 @@ def fleet_settings(**sections: Any) -> Settings:
     return Settings(**(defaults | sections))
 
 
+@functools.cache
 def stub_text(prompt: str, num_tokens: int, *, shift: int = 0) -> str:
     """What the stub answers, computed without the system under test."""
     backend = FleetBackend(RuntimeSettings(stub=StubSettings(step_s=0.0)), shift)

@@ -153,7 +153,7 @@ def running_server(
     if nats_dir is not None:
         config["broker"]["store_dir"] = str(nats_dir)
     for section, values in (settings or {}).items():
-        config.setdefault(section, {}).update(values)
+        config[section] = config.get(section, {}) | values if isinstance(values, dict) else values
     path = folder / "server.yaml"
     path.write_text(yaml.safe_dump(config))
     log = folder / "serve.log"
