@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import llama_cpp.llama_cpp as lib
+import numpy as np
 
 CONTEXT_LENGTH = 512
 
@@ -35,6 +36,16 @@ class GreedyReference:
             pending = [lib.llama_sampler_sample(self._sampler, self._context, -1)]
             tokens += pending
         return tokens
+
+    def logits(self, prompt: Sequence[int], chunk: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Of the token that follows, the prompt decoded in chunks of that many tokens."""
+        lib.llama_memory_clear(lib.llama_get_memory(self._context), True)
+        for start in range(0, len(prompt), chunk):
+            part = prompt[start : start + chunk]
+            array = (lib.llama_token * len(part))(*part)
+            assert lib.llama_decode(self._context, lib.llama_batch_get_one(array, len(part))) == 0
+        shape = (lib.llama_vocab_n_tokens(self._vocab),)
+        return np.ctypeslib.as_array(lib.llama_get_logits(self._context), shape=shape).astype(np.float64)
 
     def tokenize(self, text: str) -> list[int]:
         data = text.encode()
