@@ -227,7 +227,7 @@ class Dispatcher:
 
     def _on_close(self, exchange: Exchange) -> None:
         self._readers.closed(exchange, draining=self.draining)
-        if exchange.over:
+        if exchange.over and exchange.ticket.place is not None:
             self._pressure.ended(exchange.ticket.model.id)
         self._open.discard(exchange)
         if not self._open:

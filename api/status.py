@@ -71,6 +71,11 @@ class Status:
             "not_draining": not self._dispatcher.draining,
         }
 
+    def notes(self) -> dict[str, bool]:
+        """What an operator wants to know, and new requests can wait for."""
+        models = [model for worker in self._fleet.workers() if not worker.draining for model in worker.models]
+        return {"worker_ready": any(model.state == READY for model in models)}
+
     def report(self) -> StatusAnswer:
         return StatusAnswer(
             replica=self._dispatcher.replica,

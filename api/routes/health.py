@@ -18,10 +18,10 @@ async def livez() -> Response[bytes]:
 
 @get(["/readyz", "/healthz"])
 async def readyz(status: NamedDependency[Status]) -> Response[bytes]:
-    """Whether new requests are accepted, with each check by name."""
+    """Whether new requests are accepted, with each check by name; the notes do not count."""
     checks = status.checks()
     ready = all(checks.values())
-    body = msgspec.json.encode({"status": "ok" if ready else "unavailable", "checks": checks})
+    body = msgspec.json.encode({"status": "ok" if ready else "unavailable", "checks": checks, "notes": status.notes()})
     return Response(body, status_code=200 if ready else 503, media_type="application/json")
 
 

@@ -8,6 +8,7 @@ import pytest
 from harness.scripted_worker import silent
 
 from inferflux.api import admission
+from inferflux.api.outlook import DrainRate
 from inferflux.broker.errors import Code, QueueFull, RequestError, TapeFull, TooManyLanes
 from inferflux.broker.subjects import ServiceClass
 from inferflux.registry.tenants import Tenant
@@ -46,8 +47,63 @@ async def test_broker_outage_is_a_503(api: Any) -> None:
 
     assert response.status_code == 503
     assert response.json()["error"]["code"] == "broker_unavailable"
+    assert response.headers["retry-after"] == "1"
     assert ready.status_code == 503
     assert ready.json()["checks"]["broker_connected"] is False
+    assert await api.broker.backlog() == {}
+
+
+async def test_readiness_needs_no_worker_but_tells(api: Any) -> None:
+    with_worker = await api.client.get("/readyz")
+    await api.worker.leave()
+    async with asyncio.timeout(5):
+        while api.parts.follower.fleet.workers():
+            await asyncio.sleep(0.01)
+    without = await api.client.get("/readyz")
+
+    assert (with_worker.status_code, with_worker.json()["notes"]) == (200, {"worker_ready": True})
+    assert (without.status_code, without.json()["notes"]) == (200, {"worker_ready": False})
+
+
+async def test_retry_after_follows_the_measured_rate(api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(*_: Any, **__: Any) -> Any:
+        raise QueueFull("full")
+
+    monkeypatch.setattr(api.broker, "publish_prompt", refuse)
+    waits = []
+    for rate in (None, 10.0, 0.1, 0.0001):
+        monkeypatch.setattr(DrainRate, "per_s", lambda *_, rate=rate: rate)
+        api.parts.pressure.ended("org/small")
+        waits.append((await api.chat()).headers["retry-after"])
+
+    assert waits == ["1", "1", "10", "600"]
+
+
+async def test_waiting_clients_learn_their_place(apis: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = msgspec.structs.replace(apis.settings.queue, no_backend_grace_s=60)
+    api = await apis.start(msgspec.structs.replace(apis.settings, queue=queue), worker=False)
+    body = {"messages": [{"role": "user", "content": "Hi"}], "stream": True}
+    calls = []
+    for _ in range(3):
+        calls.append(api.call("/v1/chat/completions", body))
+        async with asyncio.timeout(5):
+            while api.parts.dispatcher.num_open < len(calls):
+                await asyncio.sleep(0.005)
+    await calls[2].begin()
+    assert calls[2].headers["x-inferflux-queue-position"] == "3"
+    assert "x-inferflux-estimated-wait-s" not in calls[2].headers
+    assert await calls[2].piece() == b": queued position=3\n\n"
+
+    monkeypatch.setattr(DrainRate, "per_s", lambda *_: 0.5)
+    api.parts.pressure.ended("org/small")
+    calls[0].hang_up()
+    await calls[0].task
+    await api.parts.canceller.drain(5)
+    await api.parts.pressure.look()
+    assert b"position=2 wait_s=4\n" in await calls[2].until(b"position=2 wait_s")
+    for call in calls[1:]:
+        call.hang_up()
+        await call.task
 
 
 async def test_full_tape_admits_nobody(api: Any) -> None:
