@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 
 import pytest
 from chaos.conftest import Scale
@@ -53,8 +55,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 async def test_a_light_tenant_waits_for_two_slot_releases_at_most(server: Server, scale: Scale) -> None:
-    # The bar is for the 99th percentile; 25 requests on a machine that does other things tell the 90th.
-    quantile = 0.99 if scale.long else 0.9
+    """The bar is in seconds, which need a machine of one's own: the long form. The short form counts the requests that
+    were started between a request's acceptance and its own start, which are slot releases that it did not get."""
     num_requests = 200 if scale.long else 25
     async with crowd() as clients:
         alone = await _ask_one_by_one(clients, server, LIGHT, num_requests)
@@ -62,16 +64,24 @@ async def test_a_light_tenant_waits_for_two_slot_releases_at_most(server: Server
             fair = await _ask_one_by_one(clients, server, LIGHT, num_requests)
         async with _flood(clients, server, (FCFS,)):
             fcfs = await _ask_one_by_one(clients, server, FCFS, 20 if scale.long else 2)
+    starts = _Starts(server)
+    num_ahead = _percentile(starts.num_ahead(LIGHT)[num_requests:])
+    num_ahead_fcfs = _percentile(starts.num_ahead(FCFS))
     # When the second slot came free after each request of the light tenant, as the others' clients saw it.
-    releases = [sorted(end for end in ended if end > each.started_s)[1] - each.started_s for each in fair]
-    alone_s, fair_s, fcfs_s, releases_s = (
-        _percentile(values, quantile)
-        for values in ([o.ttft_s for o in alone], [o.ttft_s for o in fair], [o.ttft_s for o in fcfs], releases)
+    releases_s = _percentile(
+        [sorted(end for end in ended if end > each.started_s)[1] - each.started_s for each in fair]
     )
-    report = f"TTFT p{100 * quantile:.0f} alone {alone_s:.3f} s, fair {fair_s:.3f}, FCFS {fcfs_s:.3f}; two releases {releases_s:.3f}"
+    alone_s, fair_s, fcfs_s = (_percentile([each.ttft_s for each in outcomes]) for outcomes in (alone, fair, fcfs))
+    report = (
+        f"p99 of what is started first: {num_ahead}, FCFS {num_ahead_fcfs}; of TTFT: alone {alone_s:.3f} s, "
+        f"fair {fair_s:.3f}, FCFS {fcfs_s:.3f}; of two slot releases: {releases_s:.3f}"
+    )
     print(report)
-    assert fair_s <= alone_s + releases_s, report
-    assert fcfs_s >= 10 * fair_s, report
+    assert num_ahead <= 2, report
+    assert num_ahead_fcfs >= 10 * max(1, num_ahead), report
+    if scale.long:
+        assert fair_s <= alone_s + releases_s, report
+        assert fcfs_s >= 10 * fair_s, report
 
 
 async def test_weights_of_4_to_1_are_served_4_to_1(nats: NatsServers, scale: Scale) -> None:
@@ -197,5 +207,32 @@ async def _flood(clients: Crowd, server: Server, tenants: tuple[str, ...]) -> As
         await asyncio.gather(*flooding)
 
 
-def _percentile(values: list[float], quantile: float) -> float:
-    return sorted(values)[round(quantile * (len(values) - 1))]
+class _Starts:
+    """When each request was accepted and first claimed, from the processes' logs (milliseconds)."""
+
+    def __init__(self, server: Server) -> None:
+        self._accepted: dict[str, tuple[float, str]] = {}
+        self._claimed: dict[str, float] = {}
+        for line in server.log_text().splitlines():
+            if '"accepted"' not in line and '"claimed"' not in line:
+                continue
+            entry = json.loads(line)
+            at_s, fields = datetime.fromisoformat(entry["ts"]).timestamp(), entry["fields"]
+            if entry["event"] == "accepted":
+                self._accepted[fields["request"]] = (at_s, fields["tenant"])
+            else:
+                self._claimed.setdefault(fields["request"], at_s)
+
+    def num_ahead(self, tenant: str) -> list[int]:
+        """For each request of a tenant, in order: how many others were claimed while it waited. Those that were
+        claimed in the same moment took slots that came free together with its own."""
+        return [
+            sum(accepted_s < other_s < self._claimed[request] - 0.002 for other_s in self._claimed.values())
+            for request, (accepted_s, owner) in self._accepted.items()
+            if owner == tenant
+        ]
+
+
+def _percentile(values: Sequence[float]) -> float:
+    """The 99th."""
+    return sorted(values)[round(0.99 * (len(values) - 1))]
