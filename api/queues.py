@@ -10,11 +10,12 @@ from inferflux.broker.broker import Broker
 from inferflux.broker.errors import Code, RequestError
 from inferflux.broker.ownership import request_key
 from inferflux.broker.stamp import Stamper
-from inferflux.broker.subjects import OWNER_API, OWNER_TENANT, RequestKey, api_owner, parse_key_id
+from inferflux.broker.subjects import OWNER_API, OWNER_TENANT, RequestKey, parse_key_id
 from inferflux.broker.wire import decode_frame, failure
 from inferflux.config.logs import get_logger
 
 from .cancel import Canceller, Order
+from .identity import CHAT_ID, COMPLETION_ID, key_of
 
 log = get_logger("api.queues")
 
@@ -111,9 +112,9 @@ def named(name: str) -> RequestKey:
     try:
         if name.startswith((OWNER_API, OWNER_TENANT)) and "." in name:
             return parse_key_id(name)
-        replica, dash, _ = name.partition("-")
-        if not dash:
+        request = name.removeprefix(CHAT_ID).removeprefix(COMPLETION_ID)
+        if "-" not in request:
             raise ValueError(f"{name[:100]!r} is no request id of this API; name a publisher's as t-TENANT.REQUEST")
-        return RequestKey(api_owner(replica), name)
+        return key_of(request)
     except ValueError as error:
         raise RequestError(Code.INVALID_REQUEST, str(error), param="id") from None

@@ -62,7 +62,8 @@ class TestQueue:
             while not api.worker.turns or not api.worker.turns[0].attempt:
                 await asyncio.sleep(0.01)
 
-        answer = await api.client.delete(f"/v1/admin/requests/{api.worker.turns[0].prompt.id}")
+        # The id as clients see it.
+        answer = await api.client.delete(f"/v1/admin/requests/chatcmpl-{api.worker.turns[0].prompt.id}")
 
         assert answer.status_code == 200
         assert answer.json()["state"] == "cancelled"

@@ -7,11 +7,13 @@ import subprocess
 import sys
 
 import pytest
+import typer
 from harness.checkout import ROOT, pyproject, text
 from prometheus_client import CollectorRegistry
 
 from inferflux.broker import wire
 from inferflux.broker.errors import HTTP_ERRORS, Code
+from inferflux.cli.main import app
 from inferflux.config.knobs import KNOBS
 from inferflux.config.metrics import ApiMetrics, FleetMetrics, WorkerMetrics
 
@@ -103,24 +105,35 @@ def test_documented_scripts_can_be_run() -> None:
             assert (ROOT / script).stat().st_mode & 0o100, f"{document}: {script}"
 
 
+def command(words: str) -> str:
+    """The command that these words begin with, down to its last subcommand."""
+    group, path = typer.main.get_command(app), list[str]()
+    for word in words.split():
+        group = getattr(group, "commands", {}).get(word)
+        if group is None:
+            break
+        path.append(word)
+    return " ".join(path) or words
+
+
 def test_documented_commands_and_options_exist() -> None:
     calls: dict[str, set[str]] = {}
     for document in DOCUMENTS:
-        for command, rest in re.findall(r"\binferctl ([a-z]+)([^`\n|]*)", text(document)):
-            calls.setdefault(command, set()).update(re.findall(r"(?<![\w-])--[a-z][a-z-]*", rest))
-    del calls["admin"]  # announced in "Not in this version"
+        for words, rest in re.findall(r"\binferctl ([a-z]+(?: [a-z]+)*)([^`\n|]*)", text(document)):
+            calls.setdefault(command(words), set()).update(re.findall(r"(?<![\w-])--[a-z][a-z-]*", rest))
     assert {"serve", "completion", "chat", "models", "status", "doctor", "pull", "config"} <= set(calls)
-    for command, options in calls.items():
+    assert {"fleet", "top", "queue", "queue cancel", "queue dead retry", "admin fairness"} <= set(calls)
+    for called, options in calls.items():
         done = subprocess.run(
-            [sys.executable, "-c", "from inferflux.cli.main import main; main()", command, "--help"],
+            [sys.executable, "-c", "from inferflux.cli.main import main; main()", *called.split(), "--help"],
             capture_output=True,
             text=True,
             check=False,
             env={"COLUMNS": "200", "PATH": "", "TERM": "dumb"},
         )
-        assert done.returncode == 0, f"inferctl {command}: {done.stderr}"
+        assert done.returncode == 0, f"inferctl {called}: {done.stderr}"
         missing = {option for option in options if option not in done.stdout}
-        assert not missing, f"inferctl {command} has no {missing}"
+        assert not missing, f"inferctl {called} has no {missing}"
 
 
 def test_the_changelog_has_a_place_for_the_next_entry() -> None:
