@@ -84,11 +84,16 @@ class FairShare:
         """What `set_backlog` said last."""
         return self._lines[lane.service_class].waiting.get(lane.tenant, 0)
 
-    def choose(self, now_s: float, *, exclude: Collection[Lane] = ()) -> Lane | None:
-        """The lane to pull from next, or None when no lane outside `exclude` has a prompt waiting."""
+    def choose(self, now_s: float, *, exclude: Collection[Lane] = (), above_batch: bool = False) -> Lane | None:
+        """The lane to pull from next, or None when no lane outside `exclude` has a prompt waiting.
+
+        With `above_batch`, None also when the class batch would be next.
+        """
         if self._to_lift and self._roster.whole(now_s):
             self._lift_late()
         for service_class in self._class_order(now_s):
+            if above_batch and service_class is ServiceClass.BATCH:
+                return None
             shut = {lane.tenant for lane in exclude if lane.service_class == service_class}
             line = self._lines[service_class]
             tenant = line.first(shut)
@@ -162,6 +167,10 @@ class FairShare:
     def free_gpu_slots(self, now_s: float) -> int:
         """Free slots of the GPU workers whose gossip is at most three intervals old."""
         return self._roster.free_gpu_slots(now_s)
+
+    def free_slots_elsewhere(self, now_s: float) -> int:
+        """Free slots of the other workers whose gossip is at most three intervals old."""
+        return self._roster.free_slots(now_s)
 
     def cached_elsewhere(self, prefix: str, now_s: float) -> bool:
         """Whether another worker with a free slot has a prompt's beginning in its cache."""

@@ -102,6 +102,9 @@ class Roster:
         peer = self._peers.get(origin)
         return origin != self._origin and (peer is None or peer.silent)
 
+    def free_slots(self, now_s: float) -> int:
+        return sum(peer.gossip.num_free_slots for peer in self._alive(now_s))
+
     def free_gpu_slots(self, now_s: float) -> int:
         return sum(peer.gossip.num_free_slots for peer in self._alive(now_s) if peer.gossip.hardware == "gpu")
 

@@ -20,7 +20,7 @@ from inferflux.config import logs
 from inferflux.config.lifeline import parent_gone, supervised_name
 from inferflux.config.load import load_for_process
 from inferflux.config.metrics import WorkerMetrics
-from inferflux.config.settings import RuntimeSettings, Settings
+from inferflux.config.settings import Settings
 from inferflux.registry.models import ModelEntry, load_models
 from inferflux.registry.tenants import Tenants
 
@@ -57,7 +57,7 @@ async def serve(settings: Settings) -> bool:
     connection = resolve(settings.broker, ROLE_WORKER)
     tenants = Tenants.from_settings(settings)
     metrics = WorkerMetrics(registry := CollectorRegistry())
-    hosts = [_host(entry, settings.runtime, metrics) for entry in load_models(settings)]
+    hosts = [_host(entry, settings, metrics) for entry in load_models(settings)]
     broker = await JetStreamBroker.connect(settings, ROLE_WORKER, "worker", connection=connection)
     try:
         meter = Meter(metrics)
@@ -85,12 +85,13 @@ async def _run(worker: Worker, heartbeat: Heartbeat) -> None:
                 await task
 
 
-def _host(entry: ModelEntry, runtime: RuntimeSettings, metrics: WorkerMetrics) -> ModelHost:
+def _host(entry: ModelEntry, settings: Settings, metrics: WorkerMetrics) -> ModelHost:
+    runtime = settings.runtime
     if entry.context_length is not None:
         llamacpp = replace(runtime.llamacpp, context_length=entry.context_length)
         runtime = replace(runtime, llamacpp=llamacpp)
     backend = open_backend(entry.backend, str(entry.path) if entry.path else None, runtime)
-    return ModelHost(entry.id, backend, runtime, metrics)
+    return ModelHost(entry.id, backend, runtime, metrics, settings.fairness)
 
 
 def _reader(connection: Connection, tenants: Tenants) -> PromptReader:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from typing import Literal
 
@@ -21,13 +22,15 @@ from .claims import RETRY_S, Claims
 from .engine.job import Job
 from .host import ModelHost
 from .outbox import Outbox
-from .prepare import prepare
+from .prepare import echoes, prepare
 from .replay import EMPTY, Replay
 from .seal import RequestSeal
 
 log = get_logger("worker.attempt")
 
 INLINE_BYTES = 8192
+
+_submissions = itertools.count(1)
 
 
 class Task(msgspec.Struct, frozen=True):
@@ -61,11 +64,12 @@ class Attempt:
         self.outcome = "lost"
         self.claimed_s: float | None = None
         self._started_s = time.monotonic()
+        self.name = self._new_name()
 
-    @property
-    def name(self) -> str:
-        """What the engine calls this request: unique among all owners."""
-        return f"{self.key.owner}/{self.key.request}"
+    def _new_name(self) -> str:
+        """What the engine calls this submission: a step that was under way when an earlier one was cancelled still
+        reports it, and must not be taken for this one."""
+        return f"{self.key.owner}/{self.key.request}#{next(_submissions)}"
 
     @property
     def num_slots(self) -> int:
@@ -97,9 +101,9 @@ class Attempt:
             self.answer.end(self._asked)
 
     async def run(self) -> bool:
-        """True when the request is over, as far as this worker is concerned: answered here, or by somebody else.
+        """True when the request is over: answered here or by somebody else, so that its tape may go in a while.
 
-        False when the prompt was handed back or its claim lost, so that it runs again elsewhere.
+        False when the prompt was handed back, its claim lost, or another prompt has its id: the request goes on.
         """
         try:
             how = await self._run_first() if self.delivery.num_delivered == 1 else None
@@ -107,7 +111,7 @@ class Attempt:
                 replay = await self._claim()
                 if replay is None:
                     await self.delivery.ack()
-                    return True
+                    return self.outcome != "joined"
                 how = await self._generate(replay)
             over = await self._close(how)
             self.outcome = how.name.lower() if over or how is End.RELEASED else "lost"
@@ -135,7 +139,7 @@ class Attempt:
             return await self._generate(Replay(EMPTY, self.task.seal), claim)
         except ClaimLost:
             self._host.leave(self.name)
-            self.answer = None
+            self.name, self.answer = self._new_name(), None
             return None
         finally:
             claim.cancel()
@@ -155,6 +159,7 @@ class Attempt:
                     return None
                 if claim.prompt != self.delivery.seq:
                     log.warning("request id in use", request=self.key.request, owner=self.key.owner)
+                    self.outcome = "joined"
                     return None
                 self.num_attempts = claim.num_attempts + (claim.state == "running")
             try:
@@ -189,7 +194,7 @@ class Attempt:
             answer.fail(error)
         elif answer.open_jobs:
             if isinstance(self.task.prompt, CompletionPrompt) and self.task.prompt.echo:
-                answer.echo({job.choice: self._host.text(job.prompt) for job in jobs})
+                answer.echo(echoes(self.task.prompt, jobs, self._host.text))
             self._host.submit(self.name, answer)
         if claim is not None:
             self._claimed(await claim)
@@ -210,7 +215,13 @@ class Attempt:
             raise RequestError(Code.QUEUE_TIMEOUT, "the request waited longer than its deadline allows")
         lane = self.delivery.lane
         template = Job(
-            request=self.name, choice=0, prompt=(), max_tokens=0, salt=task.salt, service_class=lane.service_class
+            request=self.name,
+            choice=0,
+            prompt=(),
+            max_tokens=0,
+            salt=task.salt,
+            service_class=lane.service_class,
+            start_by=prompt.deadline,
         )
 
         def work() -> list[Job]:
@@ -274,8 +285,9 @@ class Attempt:
         return False
 
     async def _confirm_cancel(self, seq: int) -> None:
-        """Whoever wrote the cancelling claim may have died before the terminal frame; a second one is a duplicate."""
-        await self.outbox.finish(cancelled(self.key.request, seq), fence=seq)
+        """Whoever wrote the cancelling claim may have died before the terminal frame."""
+        if Replay(await self._broker.read_tape(self.key), self.task.seal).terminal is None:
+            await self.outbox.finish(cancelled(self.key.request, seq), fence=seq)
 
     async def _put_claim(self, state: Literal["running", "released", "cancelled"], expected: int) -> int:
         return await self._claims.put(state, expected_seq=expected, num_attempts=self.num_attempts)

@@ -10,11 +10,11 @@ from typing import Literal
 from inferflux.broker.wire import ModelBeat
 from inferflux.config.logs import get_logger
 from inferflux.config.metrics import WorkerMetrics
-from inferflux.config.settings import RuntimeSettings
+from inferflux.config.settings import FairnessSettings, MinShareSettings, RuntimeSettings, SchedulerSettings
 
 from .answer import Answer
 from .backends.backend import Backend, Capacity
-from .engine.engine import Engine
+from .engine.engine import FAIRNESS, Engine
 from .engine.job import EngineStats, Update
 from .render import Renderer
 
@@ -31,14 +31,21 @@ class ModelHost:
     `on_free` is called when an answer has ended and its slots are free again.
     """
 
-    def __init__(self, model: str, backend: Backend, settings: RuntimeSettings, metrics: WorkerMetrics) -> None:
+    def __init__(
+        self,
+        model: str,
+        backend: Backend,
+        settings: RuntimeSettings,
+        metrics: WorkerMetrics,
+        fairness: FairnessSettings = FAIRNESS,
+    ) -> None:
         self.model = model
         self.backend = backend.name
         self.state: Literal["loading", "ready", "failed"] = "loading"
         self.reason: str | None = None
         self.on_free: Callable[[], None] = _nobody
         self._backend = backend
-        self._engine = Engine(backend, settings.scheduler, settings.paged_kv, self._from_engine)
+        self._engine = Engine(backend, settings.scheduler, settings.paged_kv, self._from_engine, fairness)
         self._answers: dict[str, Answer] = {}
         self._touched: dict[str, Answer] = {}
         self._flushing = False
@@ -100,6 +107,14 @@ class ModelHost:
         answer = self._answers.pop(name, None)
         if answer is not None and answer.open_jobs:
             self._engine.cancel(name)
+
+    def set_shares(self, min_share: MinShareSettings) -> None:
+        """What each class keeps at least, from the next step on."""
+        self._engine.set_batch_share(min_share.batch)
+
+    def configure(self, settings: SchedulerSettings) -> None:
+        """Other bounds on a step, from the next one on."""
+        self._engine.configure(settings)
 
     def stats(self) -> EngineStats:
         return self._engine.stats()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from inferflux.broker.broker import Bell, Broker, Delivery, Subscription
 from inferflux.broker.errors import BrokerError
 from inferflux.broker.fairshare import FairShare
-from inferflux.broker.subjects import HEADER_PREFIX, Lane
+from inferflux.broker.subjects import HEADER_PREFIX, Lane, ServiceClass
 from inferflux.broker.wire import decode_gossip, encode
 from inferflux.config.logs import get_logger
 from inferflux.config.settings import Settings
@@ -87,6 +87,13 @@ class Intake:
         self._pulling = False
         self._wake.set()
 
+    def awaits(self, tenant: str) -> bool:
+        """Whether a prompt of this tenant may be waiting, as far as this worker knows."""
+        lanes = self._num_stored.keys() | self._num_bells.keys()
+        return any(
+            lane.tenant == tenant and (self._num_stored[lane] or self.fair.num_waiting(lane)) for lane in lanes
+        )
+
     def remember(self, prefix: str) -> None:
         """This prompt's beginning is about to be computed here, and then cached."""
         self._prefixes.pop(prefix, None)
@@ -129,18 +136,32 @@ class Intake:
                 await subscription.close()
 
     def _start_pulls(self) -> None:
-        """One pull for each free slot, as long as fairness names a lane that is not being emptied already."""
+        """One pull for each free slot, as long as fairness names a lane that is not being emptied already.
+
+        Where no slot is free, classes above batch may take those of batch sequences.
+        """
         if not self.fair.ready(time.monotonic()) or self._leaves_to_gpu():
             return
-        while self._pulling and self.num_free_slots > len(self._pulls):
+        while self._pulling:
+            above_batch = self.num_free_slots <= len(self._pulls)
+            if above_batch and not self._may_preempt():
+                return
             under_way = Counter(self._pulls.values())
             emptied = {lane for lane, number in under_way.items() if number >= self.fair.num_waiting(lane)}
-            lane = self.fair.choose(time.monotonic(), exclude=emptied)
+            lane = self.fair.choose(time.monotonic(), exclude=emptied, above_batch=above_batch)
             if lane is None:
                 return
             self._pulls[asyncio.create_task(self._pull(lane))] = lane
             num_running = sum(attempt.delivery.lane == lane for attempt in self._mine() if not attempt.charged)
             self.advance.pay(lane, under_way[lane] + 1 + num_running, time.monotonic())
+
+    def _may_preempt(self) -> bool:
+        """Whether a batch sequence here would give way, and nobody else has room."""
+        if self._host.state != "ready" or self._host.stats().batch_is_owed:
+            return False
+        above = [each.num_slots for each in self._mine() if each.delivery.lane.service_class is not ServiceClass.BATCH]
+        num_left = self._host.capacity.max_sequences - sum(above) - len(self._pulls)
+        return num_left > 0 and not self.fair.free_slots_elsewhere(time.monotonic())
 
     async def _pull(self, lane: Lane) -> None:
         bells = self._num_bells[lane]

@@ -106,6 +106,7 @@ class Worker:
         )
         self._intakes[host.model] = intake
         self._fairness.share_with(intake.fair.set_shares)
+        self._fairness.share_with(host.set_shares)
         host.on_free = intake.wake
         await intake.join()
         try:
@@ -149,14 +150,17 @@ class Worker:
                 del self._attempts[attempt.key]
             self._intakes[attempt.delivery.lane.model].ended(attempt.delivery.lane)
         if over:
-            self._after(self._settings.tape.window_s, lambda: self._purge(attempt.key))
+            key = attempt.key  # the timer must not keep the whole attempt
+            self._after(self._settings.tape.window_s, lambda: self._purge(key))
 
     def _on_cancel(self, key: RequestKey) -> None:
         attempt = self._attempts.get(key)
         if attempt is not None:
             attempt.stop(End.CANCELLED)
         elif key.owner.startswith(OWNER_TENANT):
-            self._spawn(self._cancel_unclaimed(key))
+            tenant = key.owner.removeprefix(OWNER_TENANT)
+            if any(intake.awaits(tenant) for intake in self._intakes.values()):
+                self._spawn(self._cancel_unclaimed(key))
 
     async def _cancel_unclaimed(self, key: RequestKey) -> None:
         """A direct publisher cannot write claims: the first worker to hear of it cancels what nobody runs yet."""

@@ -405,3 +405,24 @@ async def test_the_turns_of_a_conversation_come_back_to_the_worker_that_has_its_
                 await asyncio.sleep(0.1)  # a few rounds of gossip: what is cached must have been told
     finally:
         await fleet.stop()
+
+
+async def test_a_higher_class_takes_a_batch_slot_and_batch_goes_on_where_it_was(slow_fleet: Fleet) -> None:
+    fleet = slow_fleet
+    fleet.start_worker()
+    batch = Lane("stub", ServiceClass.BATCH, "acme")
+    for number in range(4):
+        await fleet.publish(f"batch{number}", batch, prompt=f"batch {number}", max_tokens=40, ignore_eos=True)
+    for number in range(4):
+        await fleet.frames(f"batch{number}", at_least=3)
+    await fleet.publish("default", prompt="default", max_tokens=3)
+    assert (await fleet.frames("default"))[-1].usage is not None
+    unfinished = [number for number in range(4) if not (await fleet.frames(f"batch{number}", at_least=1))[-1].terminal]
+    assert len(unfinished) == 4
+    for number in range(4):
+        frames = await fleet.frames(f"batch{number}")
+        assert frames[-1].usage == Usage(prompt_tokens=7, completion_tokens=40)
+        ends = [frame.index + frame.num_tokens for frame in frames if frame.num_tokens]
+        assert [frame.index for frame in frames if frame.num_tokens] == [0, *ends[:-1]]
+    assert fleet.workers[0][0].hosts[0].stats().num_preemptions == 1
+    await fleet.wait_until_empty()

@@ -10,7 +10,7 @@ class ClassShare:
     """Batch is owed while it got less than `min_share` of the weighted tokens that went to the classes above it."""
 
     def __init__(self, min_share: float, window_s: float, *, input_cost: float, output_cost: float) -> None:
-        self._min_share = min_share
+        self.min_share = min_share
         self._input_cost = input_cost
         self._output_cost = output_cost
         self._window = Window(window_s)
@@ -22,4 +22,4 @@ class ClassShare:
     def batch_is_owed(self, now_s: float) -> bool:
         batch = self._window.total(ServiceClass.BATCH, now_s)
         above = sum(self._window.total(each, now_s) for each in ServiceClass if each is not ServiceClass.BATCH)
-        return batch < self._min_share * above
+        return batch < self.min_share * above

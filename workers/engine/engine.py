@@ -70,6 +70,7 @@ class Engine:
         self._offload: Offload | None = None
         self._restorer: Restorer | None = None
         self._was_checked = True
+        self._batch_is_owed = False
         self._transcripts: dict[Sequence, Transcript] = {}
         self._updates: list[Update] = []
         self._failure: Failure | None = None
@@ -98,6 +99,10 @@ class Engine:
         What runs beyond a smaller `max_batch_size` runs on; nothing is added until there is room again.
         """
         self._post(settings)
+
+    def set_batch_share(self, min_share: float) -> None:
+        """What batch keeps of what the classes above it are served, from the next step on; any thread."""
+        self._share.min_share = min_share
 
     def check_integrity(self) -> None:
         """Compare pages, slots, sequences and the backend between two steps; any thread. Raises AssertionError, or
@@ -128,6 +133,7 @@ class Engine:
             prompt_tokens=self._prompt_tokens,
             generated_tokens=self._generated_tokens,
             last_step_s=self._last_step_s,
+            batch_is_owed=self._batch_is_owed,
             offload=OffloadStats() if self._offload is None else self._offload.stats(),
         )
 
@@ -259,7 +265,8 @@ class Engine:
             late = failure(Code.QUEUE_TIMEOUT, "the request waited longer than its deadline allows")
             self._fail(sequence, self._transcripts.pop(sequence), late)
         now_s = time.monotonic()
-        scheduler.make_room(batch_is_owed=self._share.batch_is_owed(now_s))
+        self._batch_is_owed = self._share.batch_is_owed(now_s)
+        scheduler.make_room(batch_is_owed=self._batch_is_owed)
         if self._restorer is not None:
             self._restorer.settle(scheduler, now_s)
             self._restorer.seek(scheduler, now_s)

@@ -58,7 +58,10 @@ class Update(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
-    """A snapshot of an engine; `num_steps` grows while it makes progress, `busy` says whether it should."""
+    """A snapshot of an engine; `num_steps` grows while it makes progress, `busy` says whether it should.
+
+    Prefix queries and hits are tokens. While `batch_is_owed`, no batch sequence makes room for a higher class.
+    """
 
     num_steps: int = 0
     busy: bool = False
@@ -74,4 +77,5 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     prompt_tokens: int = 0
     generated_tokens: int = 0
     last_step_s: float = 0.0
+    batch_is_owed: bool = False
     offload: OffloadStats = OffloadStats()
