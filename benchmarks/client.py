@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import ssl
 import time
@@ -63,16 +64,27 @@ class Client:
     async def ask(self, path: str, body: dict[str, Any]) -> Answer:
         """Stream an answer to the end. Raises Refused, and OSError or EOFError when the connection breaks."""
         data = msgspec.json.encode({**body, "stream": True, "stream_options": {"include_usage": True}})
-        reader, writer = await self._connect()
         sent_s = time.perf_counter()
-        writer.write(self._head(path, len(data)) + data)
-        await self._read_head(reader)
+        try:
+            reader = await self._send(path, data)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            # A connection that was kept may be closed by the server at any time; a new one must hold.
+            await self.close()
+            reader = await self._send(path, data)
         return await _read_answer(reader, sent_s)
 
     async def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            await self._writer.wait_closed()
+        writer, self._reader, self._writer = self._writer, None, None
+        if writer is not None:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+    async def _send(self, path: str, data: bytes) -> asyncio.StreamReader:
+        reader, writer = await self._connect()
+        writer.write(self._head(path, len(data)) + data)
+        await self._read_head(reader)
+        return reader
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         reader, writer, server = self._reader, self._writer, self._server
@@ -95,7 +107,7 @@ class Client:
         status = head.split(b" ", 2)[1]
         if not status.startswith(b"2") or b"transfer-encoding: chunked" not in head.lower():
             body = await reader.read(2000)
-            self._reader = None
+            await self.close()
             raise Refused(f"{head.splitlines()[0].decode()}: {body.decode(errors='replace')}")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from inferflux.workers.backends.openmp import wait_passively
+from inferflux.workers.backends.openmp import spin_briefly
 
 from .checkout import ROOT
 
@@ -20,7 +20,7 @@ def model_path() -> str:
 
     To be called before anything imports llama_cpp: tests share their cores.
     """
-    wait_passively()
+    spin_briefly()
     if importlib.util.find_spec("llama_cpp") is None:
         pytest.fail(f"llama_cpp is not installed: {FIX}")
     path = Path(os.environ.get("INFERFLUX_TEST_MODEL") or ROOT / "models" / "smollm2.gguf")
