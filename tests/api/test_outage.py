@@ -1,0 +1,99 @@
+"""The API while NATS is away: refusals that say so, and no request half accepted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import httpx
+import msgspec
+import pytest
+from harness.asgi import running
+from harness.nats import NatsServers, own_nats
+from harness.scripted_worker import SECRET, ScriptedWorker
+
+from inferflux.api.app import create_app
+from inferflux.broker.broker import Broker
+from inferflux.broker.stamp import Stamper
+from inferflux.config.settings import AuthSettings, KeySettings, Settings
+from inferflux.registry.models import ModelEntry, Models
+from inferflux.registry.tenants import Tenants
+
+__all__ = ["own_nats"]
+
+pytestmark = pytest.mark.integration
+
+BODY = {"prompt": "Hi"}
+MODELS = Models([ModelEntry(id="m", path=None, backend="llamacpp", default=True)])
+
+
+class Api:
+    """One replica and one scripted worker on a server that may go away."""
+
+    def __init__(self, settings: Settings, broker: Broker, worker: ScriptedWorker) -> None:
+        self.broker = broker
+        self.worker = worker
+        self.app = create_app(settings, broker, Stamper(SECRET), MODELS, Tenants.from_settings(settings))
+        transport = httpx.ASGITransport(self.app)
+        self.client = httpx.AsyncClient(
+            transport=transport, base_url="http://api", headers={"authorization": "Bearer key"}
+        )
+
+    async def ready(self, wanted: bool) -> None:
+        async with asyncio.timeout(20):
+            while ((await self.client.get("/readyz")).status_code == 200) is not wanted:
+                await asyncio.sleep(0.02)
+
+
+@pytest.fixture
+async def api(own_nats: NatsServers) -> AsyncIterator[Api]:
+    auth = AuthSettings(api_keys=(KeySettings(key="key"),))
+    settings = msgspec.structs.replace(own_nats.settings, auth=auth)
+    async with AsyncExitStack() as stack:
+        broker = await stack.enter_async_context(own_nats.broker("api", settings))
+        other = await stack.enter_async_context(own_nats.broker("worker", settings))
+        worker = await stack.enter_async_context(ScriptedWorker(other, "m"))
+        api = Api(settings, broker, worker)
+        await stack.enter_async_context(api.client)
+        await stack.enter_async_context(running(api.app))
+        yield api
+
+
+async def test_an_outage_is_told_and_leaves_nothing_behind(api: Api, own_nats: NatsServers) -> None:
+    await api.ready(True)
+    assert (await api.client.post("/v1/completions", json=BODY)).status_code == 200
+    async with asyncio.timeout(5):
+        while await api.broker.backlog():
+            await asyncio.sleep(0.01)
+    own_nats.stop()
+    await api.ready(False)
+    keyed = {"idempotency-key": "k1"}
+    posts = [api.client.post("/v1/completions", json=BODY, headers=headers) for headers in ({}, keyed)]
+    refused = await asyncio.gather(*posts)
+    own_nats.start()
+    await api.ready(True)
+    await api.app.state.parts.canceller.drain(20)
+
+    for answer in refused:
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "broker_unavailable")
+        assert int(answer.headers["retry-after"]) >= 1
+    assert await api.broker.backlog() == {}
+    assert len(api.worker.turns) == 1
+    assert (await api.client.post("/v1/completions", json=BODY, headers=keyed)).status_code == 200
+
+
+async def test_a_frozen_server_gets_every_request_once(api: Api, own_nats: NatsServers) -> None:
+    await api.ready(True)
+    own_nats.freeze()
+    posts = [asyncio.create_task(api.client.post("/v1/completions", json=BODY)) for _ in range(5)]
+    async with asyncio.timeout(5):
+        while api.app.state.parts.relay.num_streams < len(posts):
+            await asyncio.sleep(0.01)
+    # Long enough for every publish to have been sent again, under the same message id.
+    await asyncio.wait(posts, timeout=1.5)
+    own_nats.thaw()
+    answers = await asyncio.gather(*posts)
+
+    assert [answer.status_code for answer in answers] == [200] * len(posts)
+    assert len({turn.prompt.id for turn in api.worker.turns}) == len(api.worker.turns) == len(posts)
