@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from chaos.conftest import Scale
 from harness.crowd import Crowd, Outcome, crowd
-from harness.fleet import stub_text
+from harness.fleet import deadline, stub_text
 from harness.server import Server, running_server
 
 from inferflux.broker.errors import Code
@@ -68,6 +68,24 @@ async def test_a_frozen_worker_loses_its_requests_within_the_lease(server: Serve
         # One lease, one second until the others stop believing its gossip, and then the whole answer at most.
         assert max(outcome.ended_s for outcome in outcomes) - frozen_s < LEASE_S + 3 + NUM_TOKENS * STEP_S
         server.wait_until("the zombie drops what it lost", lambda: "claim lost" in server.log_text(), timeout_s=15)
+        await asyncio.to_thread(server.wait_ready, 2)
+
+
+async def test_kill_9_of_a_replica_with_100_streams(server: Server, scale: Scale) -> None:
+    """Fails when a resumed stream does not go on after its mark, and when the survivor cancels what it finds."""
+    for number in range(scale.rounds):
+        async with crowd() as clients:
+            prompts = [f"replica {number} prompt {each}" for each in range(100)]
+            asking = asyncio.create_task(clients.all(server.urls[:1], prompts, NUM_TOKENS))
+            async with deadline(20, "all streams have begun"):
+                while len(clients.outcomes) < 100 or not all(outcome.texts for outcome in clients.outcomes):
+                    await asyncio.sleep(0.02)
+            os.kill(server.get("/v1/admin/status").json()["pid"], signal.SIGKILL)
+            outcomes = await asking
+            assert not any(outcome.done for outcome in outcomes), "the replica outlived its streams"
+            await asyncio.gather(*(clients.resume(server.urls[1], outcome) for outcome in outcomes))
+        for outcome in outcomes:
+            outcome.assert_exact()
         await asyncio.to_thread(server.wait_ready, 2)
 
 

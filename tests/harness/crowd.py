@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import httpx
@@ -30,6 +30,8 @@ class Outcome(msgspec.Struct):
     done: bool = False
     first_s: float | None = None
     ended_s: float = 0.0
+    request: str = ""
+    mark: str = ""
 
     @property
     def text(self) -> str:
@@ -51,9 +53,10 @@ class Outcome(msgspec.Struct):
 
 
 class Crowd:
-    """Clients that share a connection pool."""
+    """Clients that share a connection pool. `outcomes` are those of all streams that were started."""
 
     def __init__(self, client: httpx.AsyncClient) -> None:
+        self.outcomes: list[Outcome] = []
         self._client = client
 
     async def ask(self, url: str, prompt: str, num_tokens: int, *, key: str = KEY, **body: Any) -> Outcome:
@@ -62,15 +65,33 @@ class Crowd:
         request = {"model": "stub", "prompt": prompt, "max_tokens": num_tokens, "stream": True}
         request |= {"stream_options": {"include_usage": True}} | body
         headers = {"authorization": f"Bearer {key}"}
+        call = self._client.stream("POST", url + "/v1/completions", json=request, headers=headers)
+        self.outcomes.append(outcome)
+        return await self._read(call, outcome)
+
+    async def resume(self, url: str, outcome: Outcome) -> Outcome:
+        """Read on, at any replica, after the last event that came."""
+        outcome.error = None
+        headers = {"authorization": f"Bearer {KEY}", "last-event-id": outcome.mark}
+        return await self._read(
+            self._client.stream("GET", f"{url}/v1/streams/{outcome.request}", headers=headers), outcome
+        )
+
+    async def _read(self, call: AbstractAsyncContextManager[httpx.Response], outcome: Outcome) -> Outcome:
         try:
-            async with self._client.stream("POST", url + "/v1/completions", json=request, headers=headers) as response:
+            async with call as response:
                 outcome.status = response.status_code
                 if response.status_code != 200:
                     outcome.error = json.loads(await response.aread())["error"]["code"]
                     return outcome
+                outcome.request = outcome.request or response.headers["x-request-id"]
+                mark = ""
                 async for line in response.aiter_lines():
-                    if line.startswith("data: "):
+                    if line.startswith("id: "):
+                        mark = line.removeprefix("id: ")
+                    elif line.startswith("data: "):
                         _note(outcome, line.removeprefix("data: "))
+                        outcome.mark = mark
         except httpx.HTTPError as error:
             outcome.error = outcome.error or type(error).__name__
         finally:
