@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import msgspec
 
 from .broker import StoredPrompt
 from .stamp import Stamp, Stamper
-from .subjects import HEADER_MSG_ID, HEADER_STAMP, OWNER_TENANT, Lane, RequestKey, infer, tenant_owner
+from .subjects import (
+    HEADER_MSG_ID,
+    HEADER_STAMP,
+    OWNER_TENANT,
+    Lane,
+    RequestKey,
+    decode_token,
+    encode_token,
+    infer,
+    owner_token,
+    tenant_owner,
+)
 
 MAX_ID = 128
 
@@ -22,7 +35,7 @@ def head(body: bytes) -> PromptHead:
     """Empty for what is no prompt."""
     try:
         return msgspec.json.decode(body, type=PromptHead)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return PromptHead()
 
 
@@ -39,10 +52,22 @@ def owner_of(lane: Lane, stamp: Stamp | None) -> str:
 
 
 def request_id(body: bytes, msg_id: str, owner: str, seq: int) -> str:
-    """The id in the body; where it cannot be read the message id, and where there is none the prompt's sequence."""
+    """The id in the body; where it cannot be used the message id, and where that cannot be used either the prompt's
+    sequence: always one that a subject can spell."""
     ident = head(body).id
-    if ident and len(ident) <= MAX_ID:
+    if ident is not None and usable(ident):
         return ident
-    if msg_id and owner.startswith(OWNER_TENANT):
-        return msg_id.removeprefix(f"{owner}.")[:MAX_ID]
-    return msg_id[:MAX_ID] or f"seq-{seq}"
+    if owner.startswith(OWNER_TENANT):
+        token = msg_id.removeprefix(f"{owner_token(owner)}.")
+        with contextlib.suppress(ValueError):
+            msg_id = decode_token(token)
+    return msg_id if usable(msg_id) else f"seq-{seq}"
+
+
+def usable(ident: str) -> bool:
+    """Whether this can be a request's id."""
+    try:
+        encode_token(ident)
+    except ValueError:
+        return False
+    return len(ident) <= MAX_ID

@@ -106,14 +106,12 @@ class RequestKey(msgspec.Struct, frozen=True, order=True):
 
 def encode_token(text: str) -> str:
     """One subject token for any text. Raises ValueError when it is empty or over 200 bytes encoded."""
-    if not text:
-        raise ValueError("a subject token cannot be empty")
-    token = text
-    if not _PLAIN.fullmatch(text):
-        token = "".join(_ENCODED[byte] for byte in text.encode())
-    if len(token) > MAX_TOKEN:
-        raise ValueError(f"{text[:40]!r} is too long for a subject: {len(token)} bytes, at most {MAX_TOKEN}")
-    return token
+    return _encode(text, MAX_TOKEN)
+
+
+def owner_token(owner: str) -> str:
+    """An owner as a token: its mark, and a tenant as long as any may be."""
+    return _encode(owner, MAX_TOKEN + len(OWNER_TENANT))
 
 
 def decode_token(token: str) -> str:
@@ -121,7 +119,7 @@ def decode_token(token: str) -> str:
     if _PLAIN.fullmatch(token):
         return token
     text = _ESCAPE.sub(lambda match: chr(int(match[1], 16)), token).encode("latin-1").decode()
-    if encode_token(text) != token:
+    if _encode(text, MAX_TOKEN + len(OWNER_TENANT)) != token:
         raise ValueError(f"{token!r} is not a canonical subject token")
     return text
 
@@ -205,7 +203,7 @@ def reply(key: RequestKey) -> str:
 
 
 def reply_filter(owner: str) -> str:
-    return f"{ROOT}.reply.{encode_token(owner)}.*"
+    return f"{ROOT}.reply.{owner_token(owner)}.*"
 
 
 def cancel(key: RequestKey) -> str:
@@ -213,7 +211,7 @@ def cancel(key: RequestKey) -> str:
 
 
 def cancel_filter(owner: str) -> str:
-    return f"{ROOT}.cancel.{encode_token(owner)}.*"
+    return f"{ROOT}.cancel.{owner_token(owner)}.*"
 
 
 def parse_key(subject: str) -> RequestKey:
@@ -267,4 +265,15 @@ def _lane_tokens(lane: Lane) -> str:
 
 
 def _key_tokens(key: RequestKey) -> str:
-    return f"{encode_token(key.owner)}.{encode_token(key.request)}"
+    return f"{owner_token(key.owner)}.{encode_token(key.request)}"
+
+
+def _encode(text: str, limit: int) -> str:
+    if not text:
+        raise ValueError("a subject token cannot be empty")
+    token = text
+    if not _PLAIN.fullmatch(text):
+        token = "".join(_ENCODED[byte] for byte in text.encode())
+    if len(token) > limit:
+        raise ValueError(f"{text[:40]!r} is too long for a subject: {len(token)} bytes, at most {limit}")
+    return token

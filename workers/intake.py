@@ -90,9 +90,7 @@ class Intake:
     def awaits(self, tenant: str) -> bool:
         """Whether a prompt of this tenant may be waiting, as far as this worker knows."""
         lanes = self._num_stored.keys() | self._num_bells.keys()
-        return any(
-            lane.tenant == tenant and (self._num_stored[lane] or self.fair.num_waiting(lane)) for lane in lanes
-        )
+        return any(lane.tenant == tenant and (self._num_stored[lane] or self.fair.num_waiting(lane)) for lane in lanes)
 
     def remember(self, prefix: str) -> None:
         """This prompt's beginning is about to be computed here, and then cached."""

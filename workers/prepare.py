@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from inferflux.broker.errors import Code, RequestError
+from inferflux.broker.ownership import usable
 from inferflux.broker.wire import AnyPrompt, ChatPrompt, CompletionPrompt, EmbeddingPrompt, Generation, decode_prompt
 
 from .backends.backend import Capacity, SamplingParams
@@ -19,13 +20,27 @@ MAX_CHOICES = 256
 def parse(body: bytes) -> AnyPrompt:
     """The prompt in a message body. Raises RequestError naming the field that is wrong."""
     try:
-        return decode_prompt(body)
+        prompt = decode_prompt(body)
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `")
         param = path.rstrip("`").removeprefix("$.") or None
         raise RequestError(Code.INVALID_REQUEST, message, param=None if param == "$" else param) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RequestError(Code.INVALID_JSON, f"the message body is not valid JSON: {error}") from None
+    except RecursionError:
+        raise RequestError(Code.INVALID_JSON, "the message body is nested too deeply") from None
+    if not usable(prompt.id):
+        raise RequestError(Code.INVALID_REQUEST, "id is too long for a subject once it is encoded", param="id")
+    return prompt
+
+
+def echoes(prompt: CompletionPrompt, jobs: Sequence[Job], text: Callable[[Sequence[int]], str]) -> dict[int, str]:
+    """What `echo` puts in front of each choice: the prompt as it was given; `text` spells one of token ids."""
+    given = [prompt.prompt] if isinstance(prompt.prompt, str) else list(prompt.prompt)
+    if all(isinstance(item, str) for item in given):
+        return {job.choice: str(given[job.choice // prompt.n]) for job in jobs}
+    spelled = {job.prompt: text(job.prompt) for job in jobs if job.choice % prompt.n == 0}
+    return {job.choice: spelled[job.prompt] for job in jobs}
 
 
 def prepare(

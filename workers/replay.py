@@ -15,30 +15,46 @@ class ReplayedChoice(msgspec.Struct):
 
     tokens: tuple[int, ...] = ()
     finished: bool = False
+    attempt: int = 0
+    hash: str | None = None
 
 
 class Replay:
-    """Reads a tape: gaps end a choice, repetitions are skipped, and what cannot be unsealed did not happen."""
+    """Reads a tape in its order, as every reader does: a newer attempt goes on from where it began, and what an older
+    one still wrote after that did not happen; repetitions are skipped, and a gap is waited out until it is filled."""
 
     def __init__(self, tape: Tape, seal: RequestSeal) -> None:
         self.terminal: Frame | None = None
         self._choices: dict[int, ReplayedChoice] = {}
-        frames = [decode_frame(entry.body) for entry in tape.frames]
-        self.terminal = next((frame for frame in frames if frame.terminal), None)
-        for frame in sorted(frames, key=lambda frame: (frame.choice, frame.index, -frame.num_tokens)):
-            self._append(frame, seal)
+        for entry in tape.frames:
+            frame = decode_frame(entry.body)
+            if frame.terminal and self.terminal is None:
+                self.terminal = frame
+            if frame.error is None:
+                self._append(self._choices.setdefault(frame.choice, ReplayedChoice()), frame, seal)
+        for number, choice in self._choices.items():
+            # Tokens of different continuations would have another hash than their last frame: better to start over.
+            if choice.tokens and seal.running_hash(number).update(choice.tokens) != choice.hash:
+                self._choices[number] = ReplayedChoice()
 
     def choice(self, number: int) -> ReplayedChoice:
         return self._choices.get(number, ReplayedChoice())
 
-    def _append(self, frame: Frame, seal: RequestSeal) -> None:
-        choice = self._choices.setdefault(frame.choice, ReplayedChoice())
-        if frame.error is not None or choice.finished or frame.index != len(choice.tokens):
+    @staticmethod
+    def _append(choice: ReplayedChoice, frame: Frame, seal: RequestSeal) -> None:
+        if frame.attempt < choice.attempt or frame.index > len(choice.tokens):
+            return
+        if frame.attempt > choice.attempt:
+            choice.attempt = frame.attempt
+            choice.tokens = choice.tokens[: frame.index]
+            choice.finished = False
+        if choice.finished or frame.index < len(choice.tokens):
             return
         tokens = seal.unseal(frame)
         if tokens is None:
             return
         choice.tokens += tokens
+        choice.hash = frame.hash
         choice.finished = frame.finish_reason is not None or frame.embedding is not None
 
 

@@ -117,7 +117,8 @@ async def test_choices_that_the_tape_finished_do_not_run_again() -> None:
 
 async def test_everything_on_the_tape_but_the_end_needs_only_the_end() -> None:
     sealed = SEAL.seal((6,), attempt=1, choice=0, index=0)
-    frame = Frame(id="r", attempt=1, num_tokens=1, finish_reason="stop", sealed=sealed)
+    digest = SEAL.running_hash(0).update([6])
+    frame = Frame(id="r", attempt=1, num_tokens=1, finish_reason="stop", sealed=sealed, hash=digest)
     script = Script(tape=Tape(None, 0, (TapeEntry(1, encode(frame)),)))
     assert await script.answer.ended is End.FINISHED
     assert script.terminal.text == ""

@@ -321,6 +321,74 @@ async def test_a_second_prompt_under_a_used_id_joins_the_first(slow_fleet: Fleet
     assert sum(frame.terminal for frame in await slow_fleet.frames("twice")) == 1
 
 
+async def test_a_copy_that_another_worker_pulls_leaves_the_tape_of_the_first_alone() -> None:
+    fleet = Fleet(settings(step_s=0.02))
+    await fleet.listen("t-acme")
+    fleet.start_worker()
+    try:
+        await fleet.publish("twice", max_tokens=40)
+        await fleet.frames("twice", at_least=1)
+        fleet.workers[0][0]._intakes["stub"].stop()
+        fleet.start_worker()
+        body = b'{"type":"completion","id":"twice","prompt":"other","max_tokens":2}'
+        await fleet.client.publish_prompt(LANE, body, msg_id="another message id")
+        frames = await fleet.frames("twice")
+        assert {frame.attempt for frame in frames} == {frames[0].attempt}
+        assert frames[-1].usage == Usage(prompt_tokens=5, completion_tokens=40)
+    finally:
+        await fleet.stop()
+
+
+async def test_what_a_lost_claim_had_begun_to_compute_does_not_leak(slow_fleet: Fleet) -> None:
+    seq = await slow_fleet.publish("again", max_tokens=6)
+    claim = Claim(worker="dead", state="released", prompt=seq)
+    await slow_fleet.client.put_claim(RequestKey("t-acme", "again"), claim, expected_seq=0)
+    slow_fleet.start_worker()
+    frames = await slow_fleet.frames("again")
+    assert [frame.index for frame in frames] == list(range(6))
+    assert frames[-1].usage == Usage(prompt_tokens=5, completion_tokens=6)
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b'{"type":"completion","id":"' + b"." * 100 + b'","prompt":"x","max_tokens":1}', "invalid_request"),
+        (b'{"type":"completion","x":' + b"[" * 100_000, "invalid_json"),
+    ],
+)
+async def test_a_body_without_a_usable_id_is_answered_under_its_sequence(fleet: Fleet, body: bytes, code: str) -> None:
+    fleet.start_worker()
+    receipt = await fleet.client.publish_prompt(LANE, body, msg_id="")
+    error = (await fleet.frames(f"seq-{receipt.seq}"))[-1].error
+    assert error is not None
+    assert error.code == code
+    await fleet.wait_until_empty()
+
+
+async def test_a_cancel_of_what_nobody_asked_for_leaves_nothing(fleet: Fleet) -> None:
+    fleet.start_worker()
+    await fleet.publish("r1")
+    await fleet.frames("r1")
+    await fleet.wait_until_empty()
+    async with asyncio.timeout(5):
+        while fleet.workers[0][0]._intakes["stub"].awaits("acme"):
+            await asyncio.sleep(0.01)
+    await fleet.client.send_cancel(RequestKey("t-acme", "no such request"))
+    await fleet.publish("r2")
+    await fleet.frames("r2")
+    assert (await fleet.client.read_tape(RequestKey("t-acme", "no such request"))).claim is None
+
+
+async def test_echo_repeats_the_prompt_to_the_letter(fleet: Fleet) -> None:
+    fleet.start_worker()
+    prompts = ["<|im_start|> one", " two "]
+    await fleet.publish("echo", prompt=prompts, n=2, echo=True)
+    frames = await fleet.frames("echo")
+    for choice in range(4):
+        said = "".join(frame.text for frame in frames if frame.choice == choice)
+        assert said.startswith(prompts[choice // 2] + "[stub] ")
+
+
 async def test_metrics_tell_what_happened(fleet: Fleet) -> None:
     worker = fleet.start_worker()
     await fleet.publish("r1", created=time.time())
