@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 
 from . import subjects
 from .broker import Bucket, Entry
-from .errors import BrokerError, RevisionConflict
+from .errors import BrokerError, BrokerUnavailable, RevisionConflict
 from .jetstream_api import ApiError, JetStreamApi, StoredMessage, WrongSequence
 from .link import Link
 from .watch import BucketWatch
@@ -57,28 +58,27 @@ class JetStreamBucket(Bucket):
         await self._publish(key, b"", TOMBSTONE, expected=revision)
 
     async def entries(self) -> list[Entry]:
-        found: list[Entry] = []
-        async with aclosing(self._watch()) as watch:
-            async for entry in watch:
-                if entry is None:
-                    break
-                found.append(entry)
-        return found
+        return await self._list(headers_only=False)
 
     async def keys(self) -> list[str]:
-        found: list[str] = []
-        async with aclosing(BucketWatch(self._link, self._js, self._name, headers_only=True)) as watch:
-            async for entry in watch:
-                if entry is None:
-                    break
-                found.append(entry.key)
-        return found
+        return [entry.key for entry in await self._list(headers_only=True)]
 
     def watch(self) -> AsyncIterator[Entry | None]:
-        return self._watch()
-
-    def _watch(self) -> BucketWatch:
         return BucketWatch(self._link, self._js, self._name)
+
+    async def _list(self, *, headers_only: bool) -> list[Entry]:
+        """A watch never gives up, so the time for each entry is limited here."""
+        found: list[Entry] = []
+        async with aclosing(BucketWatch(self._link, self._js, self._name, headers_only=headers_only)) as watch:
+            try:
+                while True:
+                    async with asyncio.timeout(self._js.timeout_s):
+                        entry = await anext(watch)
+                    if entry is None:
+                        return found
+                    found.append(entry)
+            except TimeoutError:
+                raise BrokerUnavailable(f"the bucket {self._name} cannot be listed now") from None
 
     async def _stored(self, key: str) -> StoredMessage | None:
         return await self._js.stored(subjects.kv_stream(self._name), last_by_subj=subjects.kv(self._name, key))

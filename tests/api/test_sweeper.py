@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from inferflux.api.cancel import Canceller
 from inferflux.api.sweeper import Sweeper
 from inferflux.broker.broker import Broker
+from inferflux.broker.errors import ClaimLost
 from inferflux.broker.stamp import Stamp, Stamper
 from inferflux.broker.subjects import BUCKET_WORKERS, HEADER_STAMP, Lane, RequestKey, ServiceClass, encode_token, infer
 from inferflux.broker.wire import Claim, Failure, Frame, ModelBeat, Usage, WorkerBeat, decode_frame, encode
@@ -246,3 +247,33 @@ async def test_unreadable_prompt_ends_under_its_message_id(scene: Scene) -> None
         while not await scene.sweeper.sweep():
             await asyncio.sleep(0.05)
     assert (await scene.error(key)).code == "no_backend"
+
+
+async def test_sweeping_races_with_workers_and_each_prompt_ends_once(scene: Scene) -> None:
+    await scene.beat()
+    keys = [scene.key(f"r{number}") for number in range(40)]
+    seqs = [await scene.publish(f"r{number}", deadline=1.0) for number in range(40)]
+    won = 0
+
+    async def work(key: RequestKey, seq: int) -> None:
+        nonlocal won
+        try:
+            fence = await scene.worker.put_claim(key, Claim(worker="w1", prompt=seq), expected_seq=0)
+            answer = Frame(id=key.request, attempt=fence, usage=Usage(prompt_tokens=1))
+            await scene.worker.put_terminal(key, encode(answer), fence=fence)
+        except ClaimLost:
+            return
+        won += 1
+        await scene.worker.drop_prompt(seq)
+
+    async def work_backwards() -> None:
+        for key, seq in zip(reversed(keys), reversed(seqs), strict=True):
+            await work(key, seq)
+
+    num_ended, _ = await asyncio.gather(scene.sweeper.sweep(), work_backwards())
+
+    assert num_ended + won == 40
+    ends = [await scene.terminals(key) for key in keys]
+    assert [len(each) for each in ends] == [1] * 40
+    assert sum(end.error is not None for (end,) in ends) == num_ended
+    assert await scene.depth() == 0

@@ -163,3 +163,16 @@ async def test_no_server_names_the_address(own_nats: NatsServers) -> None:
     with pytest.raises(BrokerUnavailable, match=f"127.0.0.1:{port}") as error:
         await JetStreamBroker.connect(own_nats.settings, "worker", "test", connection=nowhere, deadline_s=0.5)
     assert "secret" not in str(error.value)
+
+
+async def test_a_bucket_cannot_be_listed_while_the_server_is_frozen(own_nats: NatsServers) -> None:
+    async with own_nats.broker("api") as api:
+        bucket = await api.bucket("deadletters")
+        await bucket.put("t-acme.r", b"letter")
+        own_nats.freeze()
+        async with asyncio.timeout(WAIT_S):
+            with pytest.raises(BrokerUnavailable):
+                await bucket.keys()
+        own_nats.thaw()
+        await until(api, True)
+        assert await bucket.keys() == ["t-acme.r"]
