@@ -12,6 +12,7 @@ from typing import Literal
 import msgspec
 
 from inferflux.config.settings import Settings
+from inferflux.workers.backends.cores import num_physical_cores
 
 from .errors import CommandFailed
 from .supervisor import ChildSpec
@@ -52,7 +53,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
         workers = [
             ChildSpec(
                 name=_numbered("worker", number, self.num_workers),
-                argv=self._argv("inferflux.workers", {}),
+                argv=self._argv("inferflux.workers", self._threads()),
                 rank=_RANK_WORKER,
                 grace_s=settings.worker.drain_timeout_s + _SLACK_S,
                 environ=self._environ(),
@@ -75,6 +76,12 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
         flags = {**self.flags, "logging.format": self.log_format, **extra}
         sets = (part for path, value in flags.items() for part in ("--set", f"{path}={value}"))
         return (sys.executable, "-m", module, "--config", str(self.config), *sets)
+
+    def _threads(self) -> Mapping[str, str]:
+        """Workers that share this machine share its cores: threads that wait for each other's cores are slower."""
+        if self.num_workers == 1 or self.settings.runtime.llamacpp.threads:
+            return {}
+        return {"runtime.llamacpp.threads": str(max(1, num_physical_cores() // self.num_workers))}
 
     def _environ(self) -> Mapping[str, str]:
         return {"FORCE_COLOR": "1"} if self.coloured else {}

@@ -38,6 +38,21 @@ def test_an_only_child_needs_no_number():
     assert [child.name for child in launch().children()] == ["api", "worker"]
 
 
+def test_several_workers_divide_the_cores(monkeypatch):
+    monkeypatch.setattr("inferflux.cli.launch.num_physical_cores", lambda: 8)
+    setting = "runtime.llamacpp.threads="
+
+    def threads(**values):
+        children = launch(**values).children()
+        return [part for child in children for part in child.argv if part.startswith(setting)]
+
+    assert threads(num_workers=1) == []
+    assert threads(num_workers=3) == [f"{setting}2"] * 3
+    assert threads(num_workers=9) == [f"{setting}1"] * 9
+    chosen = load(None, {}, {"runtime.llamacpp.threads": 5}).settings
+    assert threads(settings=chosen, num_workers=3) == []
+
+
 def test_children_get_longer_to_drain_than_they_give_themselves():
     settings = load(None, {}, {"server.drain_timeout_s": 7, "worker.drain_timeout_s": 9}).settings
     assert [child.grace_s > own for child, own in zip(launch(settings).children(), (7, 9), strict=True)] == [True, True]
