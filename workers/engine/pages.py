@@ -126,6 +126,8 @@ class PagePool:
             assert (page in self._free) == (num_holders == 0), f"page {page}: free list and holds disagree"
         named = {page_hash: page for page, page_hash in enumerate(self._hashes) if page_hash is not None}
         assert named == self._page_of, "the hash index and the pages' hashes disagree"
+        num_cached = sum(self._hashes[page] is not None for page in self._free)
+        assert self.num_cached == num_cached, f"{num_cached} pages are cached, {self.num_cached} are said to be"
         unnamed = self.num_pages - self.num_used - self.num_cached
         assert all(self._hashes[page] is None for page in list(self._free)[:unnamed]), (
             "a cached page goes before a bare one"

@@ -1,17 +1,21 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 
 import pytest
 from harness.engine import Recorder
 
 from inferflux.broker.errors import Code, ConfigError
+from inferflux.broker.subjects import ServiceClass
 from inferflux.config.settings import PagedKVSettings, RuntimeSettings, SchedulerSettings, StubSettings
 from inferflux.workers.backends.backend import Capacity, Chunk, Sample, SamplingParams
 from inferflux.workers.backends.stub import EOS, MARKER, StubBackend
+from inferflux.workers.engine import engine as engine_module
 from inferflux.workers.engine.engine import Engine
-from inferflux.workers.engine.job import Job
+from inferflux.workers.engine.job import Job, Update
+from inferflux.workers.engine.scheduler import Scheduler
 
 PROMPT = tuple(b"a prompt of forty-five bytes, or three pages.")
 SETTINGS = RuntimeSettings(
@@ -69,6 +73,8 @@ def engine(backend: SteppedBackend, recorder: Recorder) -> Iterator[Engine]:
     engine.start()
     yield engine
     backend.let_go(1000)
+    if not (backend.broken or engine._closing):
+        engine.check_integrity()
     engine.close()
 
 
@@ -250,3 +256,100 @@ def test_a_closed_engine_takes_no_jobs(engine: Engine) -> None:
     engine.cancel("r")
     with pytest.raises(RuntimeError):
         engine.submit([job()])
+
+
+def test_new_bounds_hold_from_the_next_step(engine: Engine, recorder: Recorder, backend: SteppedBackend) -> None:
+    backend.hold()
+    engine.submit([job("first", max_tokens=4)])
+    assert backend.entered.acquire(timeout=60)
+    engine.configure(SchedulerSettings(max_batch_size=2, max_batch_tokens=16, chunked_prefill_tokens=8))
+    engine.submit([job(f"r{number}", prompt=(number, *PROMPT), max_tokens=4) for number in range(2, 5)])
+    backend.let_go(1000)
+    for number in range(2, 5):
+        assert recorder.wait(f"r{number}").finish_reason == "length"
+    recorder.wait("first")
+    assert max(len(batch) for batch in backend.batches) == 2
+    assert max(sum(batch) for batch in backend.batches[1:]) <= 16
+    assert engine.stats().num_free_slots == 2
+    engine.configure(SchedulerSettings(max_batch_size=1000, max_batch_tokens=100_000))
+    engine.submit([job(f"s{number}", prompt=(number, *PROMPT), max_tokens=8) for number in range(8)])
+    for number in range(8):
+        recorder.wait(f"s{number}")
+    assert max(len(batch) for batch in backend.batches) == 4
+    assert engine.stats().num_free_slots == 4
+
+
+def test_who_waited_too_long_is_told_and_the_others_go_on(
+    engine: Engine, recorder: Recorder, backend: SteppedBackend
+) -> None:
+    backend.hold()
+    engine.submit([job(f"r{number}", max_tokens=30) for number in range(4)])
+    assert backend.entered.acquire(timeout=60)
+    engine.submit([job("late", start_by=time.time() - 1.0), job("early", start_by=time.time() + 600.0)])
+    backend.let_go(1000)
+    error = recorder.wait("late").error
+    assert error is not None
+    assert error.code == Code.QUEUE_TIMEOUT
+    for request in ("r0", "r1", "r2", "r3", "early"):
+        assert recorder.wait(request).finish_reason == "length"
+
+
+def test_batch_makes_room_and_says_nothing_twice(engine: Engine, recorder: Recorder, backend: SteppedBackend) -> None:
+    backend.hold()
+    engine.submit([job(f"b{number}", max_tokens=30, service_class=ServiceClass.BATCH) for number in range(4)])
+    assert backend.entered.acquire(timeout=60)
+    backend.let_go(5)
+    for _ in range(5):
+        assert backend.entered.acquire(timeout=60)
+    engine.submit([job("above", max_tokens=2, prompt=tuple(b"something else"))])
+    backend.let_go(1000)
+    recorder.wait("above")
+    texts = {recorder.wait(f"b{number}").text for number in range(4)}
+    assert len(texts) == 1
+    assert [len(recorder.wait(f"b{number}").tokens) for number in range(4)] == [30] * 4
+    assert engine.stats().num_preemptions == 1
+
+
+def test_batch_keeps_its_share(engine: Engine, recorder: Recorder, backend: SteppedBackend) -> None:
+    engine.set_batch_share(1.0)
+    engine.submit([job("before", max_tokens=30)])
+    recorder.wait("before")
+    backend.hold()
+    engine.submit([job(f"b{number}", max_tokens=4, service_class=ServiceClass.BATCH) for number in range(4)])
+    assert backend.entered.acquire(timeout=60)
+    engine.submit([job("above", max_tokens=2, prompt=tuple(b"something else"))])
+    backend.let_go(1000)
+    recorder.wait("above")
+    assert engine.stats().num_preemptions == 0
+
+
+def test_a_cache_that_is_wrong_is_found_when_idle_and_thrown_away(
+    engine: Engine, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    was_reset, reset = threading.Event(), Engine._reset
+
+    def note(self: Engine, scheduler: Scheduler, error: Exception) -> None:
+        reset(self, scheduler, error)
+        was_reset.set()
+
+    def spoil(updates: list[Update]) -> None:
+        recorder(updates)
+        assert engine._scheduler is not None
+        if engine._scheduler.pool.num_cached and not was_reset.is_set():
+            engine._scheduler.pool.num_cached += 1
+
+    monkeypatch.setattr(Engine, "_reset", note)
+    monkeypatch.setattr(engine_module, "IDLE_CHECK_S", 0.01)
+    monkeypatch.setattr(engine, "_on_updates", spoil)
+    engine.submit([job("one")])
+    recorder.wait("one")
+    assert was_reset.wait(timeout=60)
+    engine.check_integrity()
+    engine.submit([job("two")])
+    assert recorder.wait("two").updates[0].num_cached == 0
+
+
+def test_a_closed_engine_checks_nothing(engine: Engine) -> None:
+    engine.close()
+    with pytest.raises(RuntimeError):
+        engine.check_integrity()

@@ -54,6 +54,12 @@ def served() -> Iterator[Served]:
     served.engine.close()
 
 
+@pytest.fixture(autouse=True)
+def _integrity(served: Served) -> Iterator[None]:
+    yield
+    served.engine.check_integrity()
+
+
 @pytest.fixture(scope="module")
 def reference(served: Served) -> Iterator[dict[str, list[int]]]:
     from harness.greedy import GreedyReference
