@@ -56,6 +56,7 @@ class Exchange:
         meter: Meter,
         on_close: Callable[[Exchange], None],
     ) -> None:
+        stream.prompt_seq = ticket.prompt_seq
         self.ticket = ticket
         self.stream = stream
         self.ended = False
@@ -74,7 +75,7 @@ class Exchange:
 
     @property
     def over(self) -> bool:
-        """Whether its terminal frame is on the tape."""
+        """Whether nobody works on it any more."""
         return self.stream.ended and not self.stream.diverged
 
     @property

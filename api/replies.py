@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from inferflux.broker.broker import Broker, Reply
+from inferflux.broker.broker import Broker, Reply, Tape
 from inferflux.broker.errors import BrokerUnavailable, Code
 from inferflux.broker.subjects import RequestKey
-from inferflux.broker.wire import Frame, decode_frame, failure
+from inferflux.broker.wire import Failure, Frame, decode_frame, ends, failure
 from inferflux.config.logs import get_logger
 
 from .transcript import Transcript, Verdict
@@ -35,11 +35,14 @@ class ReplyStream:
     read: at most `MAX_BUFFERED` wait here, the rest is read from the tape.
 
     `seen_seq` is the last frame that its reader has had from elsewhere; without it on the tape the stream diverges.
+    `prompt_seq` is set once the prompt is known to be stored; when prompt and terminal frame are both gone, no end can
+    come any more.
     """
 
     def __init__(self, broker: Broker, key: RequestKey, seen_seq: int = 0) -> None:
         self.key = key
         self.last_seq = 0
+        self.prompt_seq: int | None = None
         self.ended = False
         self.diverged = False
         self._broker = broker
@@ -50,6 +53,7 @@ class ReplyStream:
         self._wake_s = 0.0
         self._nudged = False
         self._behind = False
+        self._doubtful = False
         self._held: TapeFrame | None = None
         self._active = True
         self._silence_s = FIRST_SILENCE_S
@@ -70,9 +74,9 @@ class ReplyStream:
         self._wake()
 
     def reread(self) -> None:
-        """Make the reader look into the tape."""
-        self._behind = True
-        self._wake()
+        """Make the reader look into the tape, and whether there is an end to wait for."""
+        self._doubtful = True
+        self._look()
 
     def tick(self, now_s: float) -> None:
         """Called regularly: wakes a reader whose time has come, and looks into the tape after silence."""
@@ -85,7 +89,7 @@ class ReplyStream:
         if now_s >= self._reread_s:
             self._silence_s = min(2 * self._silence_s, MAX_SILENCE_S)
             self._reread_s = now_s + self._silence_s
-            self.reread()
+            self._look()
         if now_s >= self._wake_s:
             self.nudge()
 
@@ -106,6 +110,10 @@ class ReplyStream:
                 return []
             if not self._arrived:
                 await self._wait()
+
+    def _look(self) -> None:
+        self._behind = True
+        self._wake()
 
     def _wake(self) -> None:
         waiter = self._waiter
@@ -136,10 +144,14 @@ class ReplyStream:
         batch: list[TapeFrame] = []
         try:
             tape = await self._broker.read_tape(self.key, after_seq=0 if self._held else self.last_seq)
+            forsaken = not tape.frames and await self._is_forsaken(tape)
+            if forsaken:
+                # The terminal frame is stored before the prompt goes.
+                tape = await self._broker.read_tape(self.key, after_seq=self.last_seq)
         except BrokerUnavailable:
             await self._wait()
             return batch
-        self._behind = False
+        self._behind = self._doubtful = False
         held, self._held = self._held, None
         seen_seq, self._seen_seq = self._seen_seq, 0
         if seen_seq and all(entry.seq != seen_seq for entry in tape.frames):
@@ -149,10 +161,23 @@ class ReplyStream:
             self._add(batch, entry.seq, entry.body)
         if self._held or (held and not self.ended):
             self._diverge(batch, "frames are missing from the tape")
+        if forsaken and not tape.frames and not self.ended and not self._arrived:
+            log.warning("stream lost", request=self.key.request, seq=self.last_seq)
+            self._end(batch, 0, failure(Code.STREAM_DIVERGED, "the rest of the answer is no longer kept"))
         if self._arrived:
             # What came before the next reply has now been read, or is lost: the transcript tells.
             self.last_seq = max(self.last_seq, self._arrived[0].last_seq)
         return batch
+
+    async def _is_forsaken(self, tape: Tape) -> bool:
+        """Whether the prompt is gone. That of a request which nobody has begun is not looked for each time: patience
+        ends it."""
+        begun = self.last_seq > 0 or tape.claim is not None
+        if self.prompt_seq is None or not (begun or self._doubtful):
+            return False
+        # Under a used id there may be a second prompt, which was dropped when it was pulled.
+        claimed_seq = tape.claim.prompt if tape.claim is not None else 0
+        return await self._broker.read_prompt(claimed_seq or self.prompt_seq) is None
 
     def _add(self, batch: list[TapeFrame], seq: int, body: bytes) -> None:
         if self.ended:
@@ -162,6 +187,8 @@ class ReplyStream:
             frame = decode_frame(body)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             log.warning("frame not understood", request=self.key.request, seq=seq, reason=str(error))
+            if ends(body):
+                self._end(batch, seq, failure(Code.INTERNAL_ERROR, "the end of the answer could not be read"))
             return
         if frame.usage is not None or frame.error is not None:
             self._add_terminal(batch, seq, frame)
@@ -169,6 +196,8 @@ class ReplyStream:
         verdict = self._transcript.judge(frame)
         if verdict is Verdict.NEW:
             batch.append(TapeFrame(seq, frame))
+        elif verdict is Verdict.ENDING:
+            batch.append(TapeFrame(seq, _without_tokens(frame)))
         elif verdict is Verdict.DIVERGED:
             self._diverge(batch, "a new attempt continues from other tokens")
         # Tokens before a HOLE were never stored; their worker sends them again, and this frame after them.
@@ -185,15 +214,22 @@ class ReplyStream:
             case Verdict.DIVERGED:
                 self._diverge(batch, "a new attempt continues from other tokens")
                 return
+            case Verdict.ENDING:
+                frame = _without_tokens(frame)
             case Verdict.OLD:
-                frame = msgspec.structs.replace(
-                    frame, text="", num_tokens=0, finish_reason=None, logprobs=None, embedding=None
-                )
+                frame = msgspec.structs.replace(_without_tokens(frame), finish_reason=None, embedding=None)
         self.ended = True
         batch.append(TapeFrame(seq, frame))
 
     def _diverge(self, batch: list[TapeFrame], why: str) -> None:
         log.warning("stream diverged", request=self.key.request, seq=self.last_seq, reason=why)
-        self.ended = self.diverged = True
-        error = failure(Code.STREAM_DIVERGED, f"the stream could not be continued after a failure: {why}")
-        batch.append(TapeFrame(0, Frame(id=self.key.request, attempt=0, error=error)))
+        self.diverged = True
+        self._end(batch, 0, failure(Code.STREAM_DIVERGED, f"the stream could not be continued after a failure: {why}"))
+
+    def _end(self, batch: list[TapeFrame], seq: int, error: Failure) -> None:
+        self.ended = True
+        batch.append(TapeFrame(seq, Frame(id=self.key.request, attempt=0, error=error)))
+
+
+def _without_tokens(frame: Frame) -> Frame:
+    return msgspec.structs.replace(frame, text="", pieces=None, num_tokens=0, logprobs=None)

@@ -8,10 +8,11 @@ from inferflux.broker.wire import Frame
 
 
 class Verdict(Enum):
-    """What a frame is to a reader who has seen everything before it."""
+    """What a frame is to a reader who has seen everything before it. An ENDING has only its finish reason to say."""
 
     NEW = auto()
     OLD = auto()
+    ENDING = auto()
     HOLE = auto()
     DIVERGED = auto()
 
@@ -38,7 +39,8 @@ class Transcript:
         self._choices: dict[int, _Choice] = {}
 
     def judge(self, frame: Frame) -> Verdict:
-        """Counts the frame as seen when it is NEW. A HOLE (tokens before it are missing) may be offered again."""
+        """Counts the frame as seen when it is NEW or an ENDING. A HOLE (tokens are missing before it) may be offered
+        again."""
         choice = self._choices.get(frame.choice)
         if choice is None:
             choice = self._choices[frame.choice] = _Choice()
@@ -66,4 +68,5 @@ class Transcript:
         # Text cannot be cut where tokens meet, so a repetition that overlaps only partly cannot be joined.
         if end > choice.num_tokens or (end == choice.num_tokens and frame.hash != choice.hash):
             return Verdict.DIVERGED
-        return Verdict.OLD
+        choice.finished = frame.finish_reason is not None
+        return Verdict.ENDING if choice.finished else Verdict.OLD

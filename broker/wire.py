@@ -174,6 +174,11 @@ class Frame(Wire, frozen=True, kw_only=True):
         return self.usage is not None or self.error is not None
 
 
+class _End(Wire, frozen=True, kw_only=True):
+    usage: Any = None
+    error: Any = None
+
+
 class ModelBeat(Wire, frozen=True, kw_only=True):
     """One model on one worker, as of this heartbeat."""
 
@@ -311,6 +316,7 @@ T = TypeVar("T", bound=Wire)
 _encoder = msgspec.json.Encoder()
 _prompt_decoder: msgspec.json.Decoder[AnyPrompt] = msgspec.json.Decoder(AnyPrompt)
 _frame_decoder = msgspec.json.Decoder(Frame)
+_end_decoder = msgspec.json.Decoder(_End)
 _claim_decoder = msgspec.json.Decoder(Claim)
 _head_decoder = msgspec.json.Decoder(Head)
 _beat_decoder = msgspec.json.Decoder(WorkerBeat)
@@ -331,6 +337,15 @@ def decode_prompt(body: bytes) -> AnyPrompt:
 
 def decode_frame(body: bytes) -> Frame:
     return _frame_decoder.decode(body)
+
+
+def ends(body: bytes) -> bool:
+    """Whether a frame is the terminal one, also where the rest of it cannot be understood."""
+    try:
+        end = _end_decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return end.usage is not None or end.error is not None
 
 
 def decode_claim(body: bytes) -> Claim:

@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import msgspec
 import pytest
 
 from inferflux.api import replies
@@ -12,7 +13,7 @@ from inferflux.api.relay import Relay
 from inferflux.api.replies import ReplyStream
 from inferflux.broker.broker import Reply
 from inferflux.broker.memory import MemoryBroker, MemoryHub
-from inferflux.broker.subjects import RequestKey
+from inferflux.broker.subjects import Lane, RequestKey, ServiceClass
 from inferflux.broker.wire import Claim, Frame, Usage, encode
 
 KEY = RequestKey("a-replica", "r1")
@@ -167,6 +168,94 @@ async def test_tokens_missing_at_the_end_are_looked_for_and_then_an_error(scene:
 
     assert end.error is not None
     assert end.error.code == "stream_diverged"
+
+
+async def test_new_attempt_that_repeats_the_end_is_read_once(scene: Scene) -> None:
+    said = frame(1, num_tokens=2, text="t1t2", pieces=("t1", "t2"), hash="h3")
+    again = last(1, attempt=9, prev="h1", num_tokens=2, text="t1t2", pieces=("t1", "t2"), hash="h3")
+    await scene.put(frame(0), said, again)
+
+    *_, before, end = await scene.read_all()
+
+    assert before.pieces == ("t1", "t2")
+    assert (end.text, end.pieces, end.num_tokens, end.finish_reason) == ("", None, 0, "stop")
+    assert end.usage is not None
+
+
+async def test_new_attempt_that_repeats_an_end_that_was_read_says_it_once(scene: Scene) -> None:
+    await scene.put(frame(0), frame(1, finish_reason="stop"), last(1, attempt=9, prev="h1", pieces=("t1",)))
+
+    *_, end = await scene.read_all()
+
+    assert (end.text, end.pieces, end.finish_reason) == ("", None, None)
+
+
+async def test_one_of_several_choices_ends_in_a_repetition(scene: Scene) -> None:
+    other = last(0, choice=1, attempt=9)
+    await scene.put(frame(0), frame(0, attempt=9), frame(0, attempt=9, finish_reason="length"), other)
+
+    frames = await scene.read_all()
+
+    assert [(each.choice, each.text, each.finish_reason) for each in frames] == [
+        (0, "t0", None),
+        (0, "", "length"),
+        (1, "t0", "stop"),
+    ]
+
+
+async def test_stream_whose_tape_was_purged_while_it_could_not_be_read_ends(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replies, "FIRST_SILENCE_S", 0.05)
+    lane = Lane("m", ServiceClass.DEFAULT, "t")
+    scene.stream.prompt_seq = (await scene.broker.publish_prompt(lane, b"{}", msg_id="r1")).seq
+    await scene.put(frame(0))
+    reading = asyncio.create_task(scene.read_all())
+    await scene.put(last(1), lose=True)
+    await scene.broker.purge_tape(KEY)
+    await asyncio.sleep(0.3)
+    assert not reading.done()
+    await scene.broker.drop_prompt(scene.stream.prompt_seq)
+
+    *_, end = await reading
+
+    assert end.error is not None
+    assert end.error.code == "stream_diverged"
+    assert not scene.stream.diverged
+
+
+async def test_claimed_request_without_prompt_and_without_end_ends(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replies, "FIRST_SILENCE_S", 0.05)
+    scene.stream.prompt_seq = 7
+    await scene.broker.put_claim(KEY, Claim(worker="w", prompt=7), expected_seq=0)
+
+    [end] = await scene.read_all()
+
+    assert end.error is not None
+
+
+async def test_unread_request_that_was_purged_during_an_outage_ends(scene: Scene) -> None:
+    scene.stream.prompt_seq = 7
+    reading = asyncio.create_task(scene.read_all())
+    scene.hub.online = False
+    await asyncio.sleep(0.25)
+    scene.hub.online = True
+
+    async with asyncio.timeout(1.5):
+        [end] = await reading
+    assert end.error is not None
+
+
+async def test_end_that_cannot_be_understood_is_an_error(scene: Scene) -> None:
+    body = msgspec.json.encode({"id": "r1", "attempt": 1, "embedding": [float("nan")], "usage": {"prompt_tokens": 2}})
+    await scene.put(body)
+
+    [end] = await scene.read_all()
+
+    assert end.error is not None
+    assert end.error.code == "internal_error"
 
 
 async def test_slow_reader_keeps_little_and_loses_nothing(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
