@@ -178,7 +178,7 @@ async def a_tape_is_lost_and_the_next_worker_says_other_words(fleet: Fleet) -> N
 
 async def _cancel(fleet: Fleet, request: str) -> None:
     """As the API does when its client has gone."""
-    canceller = Canceller(fleet.client, "test")
+    canceller = Canceller(fleet.client, "test", fleet.settings.tape.window_s)
     async with deadline(5, "the cancel"):
         assert await canceller.cancel(Order(fleet.key(request), None, WHY))
 

@@ -1,0 +1,131 @@
+"""Mixed load for an hour: memory stays where it is, and what was taken is given back."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from chaos.conftest import Scale
+from harness.crowd import Crowd, Outcome, crowd
+from harness.server import Server, running_server
+
+from inferflux.broker.credentials import ROLE_ADMIN, resolve
+from inferflux.broker.jetstream_api import JetStreamApi
+from inferflux.broker.link import Link
+from inferflux.broker.subjects import STREAM_PROMPTS, STREAM_TAPE
+from inferflux.config.settings import BrokerSettings
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(0)]
+
+NUM_CLIENTS = 12
+IDLE_S = 5.0
+HOUR_S = 3600.0
+SETTLE_S = 30.0
+"""How long after the load pages, consumers and the tape may take to be given back."""
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    settings = {
+        "runtime": {"scheduler": {"max_batch_size": 16}, "stub": {"step_s": 0.01}},
+        "queue": {"lane_idle_s": IDLE_S},
+        "tape": {"window_s": 5.0},
+        "streams": {"resume_grace_s": 2.0},
+    }
+    with running_server(tmp_path / "soak", num_replicas=2, num_workers=2, settings=settings) as server:
+        yield server
+
+
+async def test_an_hour_of_mixed_load_leaves_nothing_behind(server: Server, scale: Scale) -> None:
+    """Memory grows by at most 1 % an hour over the last half; a shorter soak reports and does not judge."""
+    if not scale.soak_s:
+        pytest.skip("scripts/chaos.sh --soak runs it")
+    samples: dict[str, list[tuple[float, int]]] = defaultdict(list)
+    outcomes: list[Outcome] = []
+    async with _api(server) as api, crowd() as clients:
+        before = await _held(api, server)
+        until_s = time.monotonic() + scale.soak_s
+        load = [asyncio.create_task(_use(clients, server, number, until_s, outcomes)) for number in range(NUM_CLIENTS)]
+        while time.monotonic() < until_s:
+            _sample(server, samples)
+            await asyncio.sleep(min(5.0, scale.soak_s / 20))
+        await asyncio.gather(*load)
+        settled_s = time.monotonic() + SETTLE_S
+        while (after := await _held(api, server)) != before and time.monotonic() < settled_s:
+            await asyncio.sleep(0.5)
+    assert outcomes
+    assert after == before, "not everything that was taken was given back"
+    print(f"{len(outcomes)} answers; held before and after: {after}")
+    for name, points in samples.items():
+        percent = _slope(points[len(points) // 2 :])
+        print(f"{name}: {points[-1][1] / 1e6:.0f} MB, {percent:+.1f} %/h over the last half")
+        assert percent <= 1 or scale.soak_s < HOUR_S, name
+
+
+async def _use(clients: Crowd, server: Server, number: int, until_s: float, outcomes: list[Outcome]) -> None:
+    """Streams, whole answers, and streams that their client leaves, of many lengths."""
+    count = 0
+    while time.monotonic() < until_s:
+        count += 1
+        url = server.urls[(number + count) % len(server.urls)]
+        prompt = f"client {number} request {count} " + "word " * (count % 40)
+        match count % 3:
+            case 0:
+                await clients.ask_whole(url, prompt, 1 + count % 60)
+            case 1:
+                outcome = await clients.ask(url, prompt, 1 + count % 60)
+                outcome.assert_exact()
+                outcomes.append(outcome)
+            case 2:
+                leaving = asyncio.create_task(clients.ask(url, prompt, 64))
+                await asyncio.sleep(0.2)
+                leaving.cancel()
+                await asyncio.gather(leaving, return_exceptions=True)
+        clients.outcomes.clear()
+
+
+def _sample(server: Server, samples: dict[str, list[tuple[float, int]]]) -> None:
+    for child in server.children():
+        arguments = child.cmdline()
+        name = next((each for each in arguments if each.startswith("inferflux.")), Path(arguments[0]).name)
+        samples[f"{name} {child.pid}"].append((time.monotonic(), child.memory_info().rss))
+
+
+def _slope(points: list[tuple[float, int]]) -> float:
+    """Percent of the mean, an hour."""
+    if len(points) < 2:
+        return 0.0
+    times, sizes = zip(*points, strict=True)
+    slope = statistics.linear_regression(times, sizes).slope
+    return 100 * slope * HOUR_S / statistics.fmean(sizes)
+
+
+async def _held(api: JetStreamApi, server: Server) -> dict[str, int]:
+    """Pages, prompts and consumers in use, and clients of the broker."""
+    prompts = await api.call("STREAM", "INFO", STREAM_PROMPTS)
+    tape = await api.call("STREAM", "INFO", STREAM_TAPE)
+    models = [model for beat in server.workers() for model in beat["models"]]
+    nats = next(child for child in server.children() if "nats-server" in child.name())
+    return {
+        "pages": sum(int(model.get("num_pages_used", 0)) for model in models),
+        "prompts": int(prompts["state"]["messages"]),
+        "consumers": int(prompts["state"]["consumer_count"]) + int(tape["state"]["consumer_count"]),
+        "NATS connections": sum(each.status == "ESTABLISHED" for each in nats.net_connections(kind="tcp")),
+    }
+
+
+@asynccontextmanager
+async def _api(server: Server) -> AsyncIterator[JetStreamApi]:
+    connection = resolve(BrokerSettings(store_dir=str(server.store_dir)), ROLE_ADMIN)
+    link = Link(connection, name="soak", timeout_s=5.0)
+    await link.open(10.0)
+    try:
+        yield JetStreamApi(link, timeout_s=5.0)
+    finally:
+        await link.close()
