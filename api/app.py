@@ -51,7 +51,7 @@ class Parts:
         self.follower = FleetFollower(broker)
         self.relay = Relay(broker, identity.owner)
         self.pressure = Pressure(broker, self.follower.fleet)
-        self.canceller = Canceller(broker, identity.owner)
+        self.canceller = Canceller(broker, identity.owner, settings.tape.window_s)
         grace_s = settings.streams.resume_grace_s
         self.presence = Presence(broker, identity.owner, grace_s)
         self.vigil = Vigil(broker, identity.owner, self.canceller, self.presence, self.pressure, grace_s)

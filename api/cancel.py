@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 import msgspec
 
@@ -32,21 +33,24 @@ class Order(msgspec.Struct, frozen=True):
 
 
 class Canceller:
-    """Ends requests as this replica, wherever they are: queued, running, or just finishing."""
+    """Ends requests as this replica, wherever they are: queued, running, or just finishing. Their tapes are purged
+    `window_s` later, as those of answers are."""
 
-    def __init__(self, broker: Broker, name: str) -> None:
+    def __init__(self, broker: Broker, name: str, window_s: float) -> None:
         self._broker = broker
         self._name = name
+        self._window_s = window_s
         self._tasks: set[asyncio.Task[None]] = set()
+        self._purges: set[asyncio.TimerHandle] = set()
 
     def start(self, order: Order, unless: Callable[[], Awaitable[bool]] | None = None) -> None:
         """Cancel in the background, `unless` that is true; the caller may itself be cancelled at once."""
-        task = asyncio.create_task(self._persist(order, unless), name=f"cancel {order.key.request}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._spawn(self._persist(order, unless))
 
     async def drain(self, timeout_s: float) -> None:
-        """Wait for what was started; what takes longer is given up."""
+        """Wait for what was started; what takes longer is given up, and what was to be purged is left to expire."""
+        while self._purges:
+            self._purges.pop().cancel()
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=timeout_s)
             for task in late:
@@ -90,6 +94,27 @@ class Canceller:
                 log.warning("cancelled claim was replaced", request=order.key.request)
         if order.prompt_seq is not None:
             await self._broker.drop_prompt(order.prompt_seq)
+            # Where it is not known to be gone, whoever pulls it must find the claim.
+            self._purge_later(order.key)
+
+    def _purge_later(self, key: RequestKey) -> None:
+        def due() -> None:
+            self._purges.discard(timer)
+            self._spawn(self._purge(key))
+
+        timer = asyncio.get_running_loop().call_later(self._window_s, due)
+        self._purges.add(timer)
+
+    async def _purge(self, key: RequestKey) -> None:
+        try:
+            await self._broker.purge_tape(key)
+        except BrokerError as error:
+            log.warning("tape left to expire", request=key.request, reason=str(error))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _persist(self, order: Order, unless: Callable[[], Awaitable[bool]] | None) -> None:
         started_s = time.monotonic()

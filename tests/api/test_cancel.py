@@ -24,7 +24,7 @@ class Scene:
     def __init__(self) -> None:
         self.hub = MemoryHub()
         self.broker = MemoryBroker(self.hub)
-        self.canceller = Canceller(self.broker, "a-replica")
+        self.canceller = Canceller(self.broker, "a-replica", window_s=0.05)
         self.hints: list[RequestKey] = []
 
     async def order(self) -> Order:
@@ -127,6 +127,26 @@ async def test_outage_is_waited_out(scene: Scene, monkeypatch: pytest.MonkeyPatc
     await scene.canceller.drain(5)
 
     assert len(await scene.terminals()) == 1
+
+
+async def test_tape_is_purged_after_the_window(scene: Scene) -> None:
+    order = await scene.order()
+
+    assert await scene.canceller.cancel(order)
+
+    assert len(await scene.terminals()) == 1
+    async with asyncio.timeout(5):
+        while (await scene.broker.read_tape(KEY)).claim is not None:
+            await asyncio.sleep(0.01)
+    assert await scene.broker.tape_fill() == 0
+
+
+async def test_claim_stays_for_a_prompt_that_may_yet_be_stored(scene: Scene) -> None:
+    await scene.canceller.cancel(Order(KEY, None, WHY))
+
+    await asyncio.sleep(0.1)
+
+    assert (await scene.broker.last_claim(KEY)) is not None
 
 
 async def test_drain_gives_up_in_time(scene: Scene) -> None:

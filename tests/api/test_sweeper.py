@@ -23,6 +23,7 @@ from inferflux.broker.subjects import BUCKET_WORKERS, HEADER_STAMP, Lane, Reques
 from inferflux.broker.wire import Claim, Failure, Frame, ModelBeat, Usage, WorkerBeat, decode_frame, encode
 from inferflux.config.metrics import ApiMetrics
 from inferflux.config.settings import QueueSettings
+from inferflux.registry.deadletters import DeadLetters
 from inferflux.registry.follower import FleetFollower
 
 STAMPER = Stamper(b"the secret of the stamps")
@@ -44,7 +45,7 @@ class Scene:
 
     def another(self) -> Sweeper:
         metrics = ApiMetrics(CollectorRegistry()) if hasattr(self, "sweeper") else ApiMetrics(self.registry)
-        canceller = Canceller(self.api, "a-sweeping")
+        canceller = Canceller(self.api, "a-sweeping", window_s=60)
         return Sweeper(SETTINGS, self.api, STAMPER, self.follower, canceller, metrics)
 
     async def publish(self, request: str, *, stamped: str | None = None, lane: Lane | None = None, **body: Any) -> int:
@@ -169,6 +170,22 @@ async def test_running_on_a_dead_worker_ends_when_nobody_else_has_the_model(scen
     assert newest[0] > fence
     assert newest[1].state == "cancelled"
     assert await scene.depth() == 0
+
+
+async def test_prompt_that_took_the_last_worker_along_becomes_a_dead_letter(scene: Scene) -> None:
+    seq = await scene.publish("poison")
+    key, newest = scene.key("poison"), 0
+    for number in range(1, 4):
+        claim = Claim(worker=f"lost{number}", prompt=seq, num_attempts=number)
+        newest = await scene.worker.put_claim(key, claim, expected_seq=newest)
+
+    async with asyncio.timeout(10):
+        while not await scene.sweeper.sweep():
+            await asyncio.sleep(0.05)
+    assert (await scene.error(key)).code == "attempts_exhausted"
+    (letter,) = await DeadLetters(scene.api).all()
+    assert letter.about.request == key.request
+    assert [attempt.worker for attempt in letter.about.attempts] == ["lost1", "lost2", "lost3"]
 
 
 async def test_answered_but_not_removed_is_only_removed(scene: Scene) -> None:
