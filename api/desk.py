@@ -21,7 +21,7 @@ MAX_TRACEPARENT = 128
 
 
 class Draft(msgspec.Struct, frozen=True):
-    """A prompt before it is published; publishing it twice, here or elsewhere, stores it once. `salt`: the tenant's."""
+    """A prompt before it is published; published twice, anywhere, it is stored once. `salt` is its tenant's."""
 
     key: RequestKey
     lane: Lane

@@ -212,7 +212,8 @@ class Dispatcher:
         return Ticket(draft.key, arrival.lane, arrival.model, prompt_seq, draft.created_s, arrival.started_s, **fields)
 
     def _opened(self, ticket: Ticket, stream: ReplyStream, started_s: float) -> Exchange:
-        meter = Meter(self._metrics, ticket.model.id, ticket.key.request, started_s)
+        fresh = ticket.place is not None
+        meter = Meter(self._metrics, ticket.model.id, ticket.key.request, started_s, fresh=fresh)
         exchange = Exchange(ticket, stream, self._readers.patience, meter, self._on_close)
         self._readers.opened(ticket.key)
         self._open.add(exchange)

@@ -14,13 +14,15 @@ COUNT_INTERVAL_S = 0.25
 
 
 class Meter:
-    """Times are on the monotonic clock; `started_s` is when the request came in."""
+    """Times are on the monotonic clock; `started_s` is when the request came in. Who reads an answer that was started
+    for somebody else is not `fresh`: how long that takes says nothing about the fleet."""
 
-    def __init__(self, metrics: ApiMetrics, model: str, request: str, started_s: float) -> None:
+    def __init__(self, metrics: ApiMetrics, model: str, request: str, started_s: float, *, fresh: bool = True) -> None:
         self._metrics = metrics
         self._model = model
         self._request = request
         self._started_s = started_s
+        self._fresh = fresh
         self._first_s: float | None = None
         self._last_s: dict[int, float] = {}
         self._num_tokens = 0
@@ -50,7 +52,8 @@ class Meter:
             self._num_tokens += num_tokens
             if self._first_s is None:
                 self._first_s = now_s
-                self._metrics.time_to_first_token.labels(self._model).observe(now_s - self._started_s)
+                if self._fresh:
+                    self._metrics.time_to_first_token.labels(self._model).observe(now_s - self._started_s)
             if now_s >= self._count_s:
                 self._count(now_s)
 
@@ -59,7 +62,8 @@ class Meter:
         took_s = now_s - self._started_s
         self._count(now_s)
         self._metrics.streams_open.labels(self._model).dec()
-        self._metrics.e2e_request_latency.labels(self._model).observe(took_s)
+        if self._fresh:
+            self._metrics.e2e_request_latency.labels(self._model).observe(took_s)
         if self._code is None:
             self._metrics.request_success.labels(self._model, self._reason).inc()
         else:

@@ -23,6 +23,7 @@ from .pressure import Pressure
 
 log = get_logger("api.vigil")
 
+SHORTEST_PAUSE_S = 0.25
 LONGEST_PAUSE_S = 5.0
 UNREAD = failure(Code.CANCELLED, "nobody came back to read the answer")
 
@@ -116,7 +117,7 @@ class Vigil:
         return read
 
     async def _run(self) -> None:
-        pause_s = min(LONGEST_PAUSE_S, max(0.1, self._grace_s / 4))
+        pause_s = min(LONGEST_PAUSE_S, max(SHORTEST_PAUSE_S, self._grace_s / 4))
         while True:
             await asyncio.sleep(pause_s)
             try:

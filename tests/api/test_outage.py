@@ -31,14 +31,22 @@ MODELS = Models([ModelEntry(id="m", path=None, backend="llamacpp", default=True)
 class Api:
     """One replica and one scripted worker on a server that may go away."""
 
-    def __init__(self, settings: Settings, broker: Broker, worker: ScriptedWorker) -> None:
+    def __init__(self, settings: Settings, broker: Broker, worker: ScriptedWorker, worker_broker: Broker) -> None:
         self.broker = broker
         self.worker = worker
+        self.worker_broker = worker_broker
         self.app = create_app(settings, broker, Stamper(SECRET), MODELS, Tenants.from_settings(settings))
         transport = httpx.ASGITransport(self.app)
         self.client = httpx.AsyncClient(
             transport=transport, base_url="http://api", headers={"authorization": "Bearer key"}
         )
+
+    async def listening(self) -> None:
+        """Until the worker, who asks for nothing by itself, hears bells again."""
+        async with asyncio.timeout(20):
+            while not self.worker_broker.connected:
+                await asyncio.sleep(0.02)
+            await self.worker_broker.backlog()
 
     async def ready(self, wanted: bool) -> None:
         async with asyncio.timeout(20):
@@ -54,7 +62,7 @@ async def api(own_nats: NatsServers) -> AsyncIterator[Api]:
         broker = await stack.enter_async_context(own_nats.broker("api", settings))
         other = await stack.enter_async_context(own_nats.broker("worker", settings))
         worker = await stack.enter_async_context(ScriptedWorker(other, "m"))
-        api = Api(settings, broker, worker)
+        api = Api(settings, broker, worker, other)
         await stack.enter_async_context(api.client)
         await stack.enter_async_context(running(api.app))
         yield api
@@ -73,6 +81,7 @@ async def test_an_outage_is_told_and_leaves_nothing_behind(api: Api, own_nats: N
     refused = await asyncio.gather(*posts)
     own_nats.start()
     await api.ready(True)
+    await api.listening()
     await api.app.state.parts.canceller.drain(20)
 
     for answer in refused:

@@ -12,7 +12,7 @@ from harness.scripted_worker import Turn
 
 from inferflux.api.presence import OWNER
 from inferflux.broker.subjects import BUCKET_PRESENCE, encode_token
-from inferflux.broker.wire import decode_frame
+from inferflux.broker.wire import TokenLogprob, decode_frame
 
 PROMPT = {"prompt": "Hi", "stream": True, "stream_options": {"include_usage": True}}
 RESUMABLE = {"x_inferflux_resumable": "true"}
@@ -130,6 +130,32 @@ async def test_a_chat_opens_once(api: Any) -> None:
     assert again == whole
     assert rest == whole[whole.index("id: ", whole.index("id: ") + 1) :]
     assert "assistant" not in rest
+
+
+LOGPROB = TokenLogprob(token="a", logprob=-1.0, bytes=(97,))
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+async def test_choices_and_log_probabilities_go_on_where_they_were(api: Any, path: str) -> None:
+    async def script(turn: Turn) -> None:
+        await turn.say("a", logprobs=(LOGPROB,))
+        await turn.say("aaa", num_tokens=3, choice=1, pieces=("a", "a", "a"), logprobs=(LOGPROB,) * 3)
+        await turn.say("a", finish_reason="length", logprobs=(LOGPROB,))
+        await turn.end(text="a", num_tokens=1, choice=1, finish_reason="stop", logprobs=(LOGPROB,))
+
+    api.worker.script = script
+    chat = path == "/v1/chat/completions"
+    body = PROMPT | {"n": 2, "logprobs": True if chat else 0}
+    if chat:
+        body["messages"] = [{"role": "user", "content": body.pop("prompt")}]
+    whole = (await api.client.post(path, json=body)).text.split("\n\n")
+    name = api.worker.turns[0].prompt.id
+    ids = [(number, each.split("\n")[0].removeprefix("id: ")) for number, each in enumerate(whole) if "id: " in each]
+
+    assert len(ids) == 7
+    for number, sse_id in ids:
+        rest = (await api.client.get(f"/v1/streams/{name}?last_event_id={sse_id}")).text.split("\n\n")
+        assert rest == whole[number + 1 :], sse_id
 
 
 async def test_an_answer_that_nobody_streamed_can_be_streamed(api: Any) -> None:
@@ -270,6 +296,22 @@ async def test_streams_of_a_dead_replica_wait_for_the_grace_and_then_end(hasty: 
     script.go.set()
     await again.until(b"[DONE]")
     assert await end_of(api, turns[1]) == ""
+
+
+async def test_a_queued_prompt_of_a_dead_replica_leaves_the_queue(hasty: Any) -> None:
+    api = await hasty(worker=False)
+    other = await hasty(beside=api)
+    call = api.call("/v1/completions", PROMPT)
+    async with asyncio.timeout(5):
+        while not api.parts.dispatcher.num_open:
+            await asyncio.sleep(0.005)
+    await die(api)
+    now_s = time.monotonic()
+    await other.parts.vigil.look(now_s)
+    await other.parts.vigil.look(now_s + 1)
+
+    assert await api.broker.backlog() == {}
+    assert b"nobody came back" in await call.until(b"cancelled")
 
 
 async def test_who_cannot_tell_that_it_is_there_takes_nobody_for_dead(hasty: Any) -> None:
