@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import msgspec
 
 from . import subjects
-from .credentials import ROLE_ADMIN, ROLE_API, ROLE_WORKER, Login, tenant_role
+from .credentials import ROLE_ADMIN, ROLE_API, ROLE_WORKER, tenant_role
 from .subjects import (
     BUCKET_DEADLETTERS,
     BUCKET_POLICY,
@@ -90,7 +89,8 @@ def worker() -> Permissions:
 
 
 def publisher(tenant: str, classes: Iterable[str]) -> Permissions:
-    """A tenant that speaks NATS itself: its own lanes, its own cancels, its own replies."""
+    """A tenant that speaks NATS itself: its own lanes, its own cancels, its own replies. It needs an account of its
+    own too (`accounts`): permissions do not cover reply subjects."""
     owner = subjects.tenant_owner(tenant)
     return Permissions(
         (
@@ -109,27 +109,6 @@ def roles(publishers: Mapping[str, Iterable[str]]) -> dict[str, Permissions]:
         ROLE_WORKER: worker(),
         **{tenant_role(tenant): publisher(tenant, classes) for tenant, classes in publishers.items()},
     }
-
-
-def users(logins: Mapping[str, Login], permissions: Mapping[str, Permissions]) -> list[dict[str, Any]]:
-    """The `users` list of a nats-server configuration."""
-    return [
-        {
-            "user": logins[role].user,
-            "password": logins[role].password,
-            "permissions": {
-                "publish": {"allow": list(allowed.publish)},
-                "subscribe": {"allow": list(allowed.subscribe)},
-            },
-        }
-        for role, allowed in permissions.items()
-    ]
-
-
-def users_file(logins: Mapping[str, Login], permissions: Mapping[str, Permissions]) -> bytes:
-    """The same as a file that a nats-server configuration can `include`."""
-    authorization = msgspec.json.encode({"users": users(logins, permissions)})
-    return b"authorization: " + msgspec.json.format(authorization, indent=2) + b"\n"
 
 
 def _prompts_and_tape() -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import msgspec
 
 from inferflux.config.settings import Settings
 
-from . import permissions
+from . import accounts
 from .credentials import Login
 from .permissions import Permissions
 
@@ -37,6 +37,6 @@ def render(
             # The tape reserves its limit; watches keep their small consumers in memory beside it.
             "max_memory_store": settings.tape.max_bytes + MEMORY_MARGIN,
         },
-        "authorization": {"users": permissions.users(logins, allowed)},
+        "accounts": accounts.accounts(logins, allowed),
     }
     return msgspec.json.format(msgspec.json.encode(config), indent=2)

@@ -1,4 +1,5 @@
-"""Make `users.conf` for a NATS cluster: one user for each role, with the permissions it needs and no more.
+"""Make `users.conf` for a NATS cluster: one user for each role, with the permissions it needs and no
+more, and an account for each tenant that publishes.
 
     python deploy/nats/make_users.py --publisher acme:default,batch > credentials.json
 
@@ -15,7 +16,7 @@ import sys
 
 import msgspec
 
-from inferflux.broker import permissions
+from inferflux.broker import accounts, permissions
 from inferflux.broker.credentials import Login, StoredCredentials
 
 
@@ -34,7 +35,7 @@ def main() -> None:
     allowed = permissions.roles(publishers)
     logins = {role: Login(role, secrets.token_urlsafe(32)) for role in allowed}
     with open(os.open("users.conf", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(permissions.users_file(logins, allowed))
+        file.write(accounts.accounts_file(logins, allowed))
     made = StoredCredentials(arguments.url, logins, secrets.token_urlsafe(32), secrets.token_urlsafe(32))
     sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(made), indent=2) + b"\n")
 

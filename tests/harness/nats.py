@@ -17,7 +17,7 @@ import msgspec
 import psutil
 import pytest
 
-from inferflux.broker import permissions
+from inferflux.broker import accounts, permissions
 from inferflux.broker.credentials import CREDENTIALS_FILE, Connection, Login, StoredCredentials, resolve
 from inferflux.broker.embedded import die_with_parent, find_binary
 from inferflux.broker.jetstream import JetStreamBroker
@@ -54,7 +54,7 @@ class NatsServers:
         self.url = ",".join(f"nats://127.0.0.1:{port}" for port in self._ports)
         stored = StoredCredentials(self.url, self._logins, secrets.token_urlsafe(16), secrets.token_urlsafe(16))
         (path / CREDENTIALS_FILE).write_bytes(msgspec.json.encode(stored))
-        (path / "users.conf").write_bytes(permissions.users_file(self._logins, self._allowed))
+        (path / "users.conf").write_bytes(accounts.accounts_file(self._logins, self._allowed))
         (path / "nats.conf").write_text((TEMPLATE.read_text() if num_nodes > 1 else ALONE) + tls)
         broker = msgspec.structs.replace(settings.broker, store_dir=str(path), replicas=num_nodes)
         self.settings = msgspec.structs.replace(settings, broker=broker, tenants=tenants)
@@ -150,7 +150,7 @@ class NatsServers:
             await broker.close()
 
     def _reload(self, logins: dict[str, Login]) -> None:
-        (self._path / "users.conf").write_bytes(permissions.users_file(logins, self._allowed))
+        (self._path / "users.conf").write_bytes(accounts.accounts_file(logins, self._allowed))
         for process in self._processes.values():
             process.send_signal(signal.SIGHUP)
 
