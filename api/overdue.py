@@ -49,7 +49,19 @@ def verdict(case: Case, *, now_s: float, absent_s: float, settings: QueueSetting
         grace_s += settings.lease_s
     elif case.deadline_s is not None and now_s > case.deadline_s + MARGIN_S:
         return failure(Code.QUEUE_TIMEOUT, "the request waited longer than its deadline allows")
-    return no_backend(case.model, waited_s=now_s - case.stored_s, absent_s=absent_s, grace_s=grace_s)
+    why = no_backend(case.model, waited_s=now_s - case.stored_s, absent_s=absent_s, grace_s=grace_s)
+    if why is not None and _exhausted(case, settings.max_attempts):
+        return failure(
+            Code.ATTEMPTS_EXHAUSTED,
+            f"{settings.max_attempts} workers were lost while they worked on this request; it is given up",
+        )
+    return why
+
+
+def _exhausted(case: Case, max_attempts: int) -> bool:
+    """Whether it may be this prompt that took the last workers along."""
+    claim = case.claim
+    return claim is not None and claim.state == "running" and claim.num_attempts >= max_attempts
 
 
 class Agenda:

@@ -8,7 +8,7 @@ import random
 import time
 
 from inferflux.broker.broker import Broker, StoredPrompt
-from inferflux.broker.errors import BrokerError
+from inferflux.broker.errors import BrokerError, Code
 from inferflux.broker.ownership import head, request_key
 from inferflux.broker.stamp import Stamper
 from inferflux.broker.subjects import Lane
@@ -16,6 +16,7 @@ from inferflux.broker.wire import Failure
 from inferflux.config.logs import get_logger
 from inferflux.config.metrics import ApiMetrics
 from inferflux.config.settings import QueueSettings
+from inferflux.registry.deadletters import DeadLetters
 from inferflux.registry.follower import FleetFollower
 
 from .cancel import Canceller, Order
@@ -52,6 +53,7 @@ class Sweeper:
         self._follower = follower
         self._canceller = canceller
         self._metrics = metrics
+        self._letters = DeadLetters(broker)
         self._agenda = Agenda(settings)
         self._walked_seq = 0
         self._walk_at_s = 0.0
@@ -141,6 +143,9 @@ class Sweeper:
         why = verdict(case, now_s=time.time(), absent_s=self._absent_s(prompt.lane.model), settings=self._settings)
         if why is None:
             return case, False
+        if why.code == Code.ATTEMPTS_EXHAUSTED:
+            lost = await self._broker.claims(key)
+            await self._letters.bury(key, prompt.lane, prompt.headers, prompt.body, reason=why, lost=lost)
         running = claim is not None and claim.state == "running"
         over = await self._canceller.cancel(Order(key, prompt.seq, why), unless_running=not running)
         if over:

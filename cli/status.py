@@ -7,7 +7,7 @@ from typing import Any
 from .options import DEFAULT_URL, ApiKey, Json, Url, connect, print_json
 from .overview import overview
 from .queue import EMPTY, queue_table
-from .terminal import table_console
+from .terminal import cell, table_console
 
 
 def status(url: Url = DEFAULT_URL, api_key: ApiKey = None, as_json: Json = False) -> None:
@@ -33,12 +33,12 @@ def _print(url: str, answer: dict[str, Any]) -> None:
     for worker in workers:
         sizes = (_megabytes(worker[name]) for name in ("rss_bytes", "model_bytes", "kv_bytes"))
         draining = "draining" if worker["draining"] else "serving"
-        processes.add_row(f"worker {worker['worker']}", str(worker["pid"]), *sizes, draining)
+        processes.add_row(cell(f"worker {worker['worker']}"), str(worker["pid"]), *sizes, draining)
         for model in worker["models"]:
             models.add_row(
-                f"{model['id']}",
-                model["backend"],
-                model["state"] if not model.get("reason") else f"{model['state']}: {model['reason']}",
+                cell(model["id"]),
+                cell(model["backend"]),
+                cell(model["state"] if not model.get("reason") else f"{model['state']}: {model['reason']}"),
                 f"{model['num_free_slots']}/{model['num_slots']}",
                 str(model["num_running"]),
                 str(model["num_waiting"]),

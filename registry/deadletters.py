@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
 from inferflux.broker.broker import Broker, Bucket
 from inferflux.broker.subjects import BUCKET_DEADLETTERS, HEADER_STAMP, Lane, RequestKey, key_id
-from inferflux.broker.wire import DeadLetter, Failure, LostAttempt, decode_dead_letter, encode
+from inferflux.broker.wire import Claim, DeadLetter, Failure, LostAttempt, decode_dead_letter, encode
 from inferflux.config.logs import get_logger
 
 log = get_logger("registry.dead")
@@ -32,9 +32,17 @@ class DeadLetters:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
 
-    async def bury(self, key: RequestKey, lane: Lane, headers: Mapping[str, str], body: bytes, reason: Failure) -> None:
-        """Keep a prompt. Doing it again, as after a crash, replaces the same letter."""
-        claims = await self._broker.claims(key)
+    async def bury(
+        self,
+        key: RequestKey,
+        lane: Lane,
+        headers: Mapping[str, str],
+        body: bytes,
+        *,
+        reason: Failure,
+        lost: Iterable[Claim],
+    ) -> None:
+        """Keep a prompt, and the claims that came to nothing. Doing it again, as after a crash, replaces the letter."""
         letter = DeadLetter(
             owner=key.owner,
             request=key.request,
@@ -43,8 +51,7 @@ class DeadLetters:
             tenant=lane.tenant,
             reason=reason,
             at=time.time(),
-            # The last claim is that of the worker which gives the request up.
-            attempts=tuple(LostAttempt(worker=each.worker, at=each.at, state=each.state) for each in claims[:-1]),
+            attempts=tuple(LostAttempt(worker=each.worker, at=each.at, state=each.state) for each in lost),
             headers={name: value for name, value in headers.items() if name != HEADER_STAMP},
         )
         await (await self._bucket()).put(key_id(key), encode(letter) + b"\n" + body)

@@ -265,7 +265,10 @@ class Attempt:
         task, delivery = self.task, self.delivery
         while True:
             try:
-                await DeadLetters(self._broker).bury(task.key, delivery.lane, delivery.headers, delivery.body, reason)
+                lost = (await self._broker.claims(task.key))[:-1]
+                await DeadLetters(self._broker).bury(
+                    task.key, delivery.lane, delivery.headers, delivery.body, reason=reason, lost=lost
+                )
                 return
             except BrokerUnavailable:
                 await asyncio.sleep(RETRY_S)

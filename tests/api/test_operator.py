@@ -29,12 +29,10 @@ async def publish(api: Any, request: str, lane: Lane = LANE) -> int:
 
 async def bury(api: Any, request: str = "job 7", lane: Lane = LANE) -> str:
     key = RequestKey(tenant_owner(lane.tenant), request)
-    seq = 0
-    for worker in ("w1", "w2", "w3"):
-        seq = await api.broker.put_claim(key, Claim(worker=worker, at=5.0), expected_seq=seq)
+    lost = [Claim(worker=worker, at=5.0) for worker in ("w1", "w2")]
     body = msgspec.json.encode({"type": "completion", "id": request, "prompt": SECRET, "deadline": 1.0})
     reason = failure(Code.ATTEMPTS_EXHAUSTED, "given up")
-    await DeadLetters(api.broker).bury(key, lane, {"traceparent": "00-1"}, body, reason)
+    await DeadLetters(api.broker).bury(key, lane, {"traceparent": "00-1"}, body, reason=reason, lost=lost)
     return (await DeadLetters(api.broker).ids())[-1]
 
 
@@ -155,7 +153,9 @@ class TestDead:
 
         async def give_up(turn: Turn) -> None:
             error = failure(Code.ATTEMPTS_EXHAUSTED, "again")
-            await DeadLetters(api.broker).bury(turn.key, turn.lane, turn.headers, turn.delivery.body, error)
+            await DeadLetters(api.broker).bury(
+                turn.key, turn.lane, turn.headers, turn.delivery.body, reason=error, lost=()
+            )
             await turn.fail(error)
 
         api.worker.script = give_up

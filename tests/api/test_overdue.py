@@ -46,6 +46,15 @@ def test_running_is_left_to_its_worker_and_to_redelivery() -> None:
     assert ends(Case("m", NOW_S - 100, late, running), absent_s=25) == "no_backend"
 
 
+def test_prompt_that_took_the_last_workers_along_is_given_up() -> None:
+    for num_attempts, code in ((2, "no_backend"), (3, "attempts_exhausted")):
+        claim = Claim(worker="w", at=NOW_S - 50, num_attempts=num_attempts)
+        assert ends(Case("m", NOW_S - 100, None, claim), absent_s=25) == code
+        assert ends(Case("m", NOW_S - 100, None, claim)) is None
+    released = Claim(worker="w", state="released", num_attempts=3)
+    assert ends(Case("m", NOW_S - 100, None, released), absent_s=25) == "no_backend"
+
+
 def test_cancelled_is_completed_when_the_canceller_must_have_died() -> None:
     claim = Claim(worker="a-x", state="cancelled", at=NOW_S)
 

@@ -149,3 +149,12 @@ def test_weights_reach_every_worker(server: Server) -> None:
         timeout_s=5,
     )
     assert inferctl(server, "admin", "fairness", "--get", replica=1)["min_share"] == {"default": 0.2, "batch": 0.1}
+
+
+@pytest.mark.parametrize("command", ["status", "fleet", "queue", "top --once", "queue dead list", "admin fairness"])
+def test_what_people_read_is_drawn_from_what_the_server_says(server: Server, command: str) -> None:
+    environ = os.environ | {"INFERCTL_URL": server.url, "INFERCTL_API_KEY": KEY}
+    arguments = [sys.executable, "-m", "inferflux.cli.main", *command.split()]
+    done = subprocess.run(arguments, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout + done.stderr

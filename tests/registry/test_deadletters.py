@@ -24,17 +24,16 @@ def broker() -> MemoryBroker:
     return MemoryBroker(MemoryHub())
 
 
-async def bury(broker: MemoryBroker, key: RequestKey = KEY, body: bytes = BODY) -> None:
-    await DeadLetters(broker).bury(key, LANE, {HEADER_STAMP: "1;secret", "traceparent": "00-1"}, body, REASON)
+async def bury(broker: MemoryBroker, key: RequestKey = KEY, lost: tuple[Claim, ...] = ()) -> None:
+    headers = {HEADER_STAMP: "1;secret", "traceparent": "00-1"}
+    await DeadLetters(broker).bury(key, LANE, headers, BODY, reason=REASON, lost=lost)
 
 
 async def test_keeps_the_message_and_who_was_lost(broker: MemoryBroker) -> None:
-    seq = 0
-    for number, state in enumerate(("running", "released", "running", "running", "running")):
-        claim = Claim(worker=f"w{number}", state=state, at=float(number))
-        seq = await broker.put_claim(KEY, claim, expected_seq=seq)
+    states = ("running", "released", "running", "running")
+    claims = (Claim(worker=f"w{number}", state=state, at=float(number)) for number, state in enumerate(states))
 
-    await bury(broker)
+    await bury(broker, lost=tuple(claims))
 
     (letter,) = await DeadLetters(broker).all()
     assert parse_key_id(letter.id) == KEY
@@ -46,8 +45,7 @@ async def test_keeps_the_message_and_who_was_lost(broker: MemoryBroker) -> None:
     assert abs(about.at - time.time()) < 60
     assert about.headers == {"traceparent": "00-1"}
     assert about.attempts == tuple(
-        LostAttempt(worker=f"w{number}", at=float(number), state=state)
-        for number, state in enumerate(("running", "released", "running", "running"))
+        LostAttempt(worker=f"w{number}", at=float(number), state=state) for number, state in enumerate(states)
     )
 
 
