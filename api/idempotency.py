@@ -12,7 +12,7 @@ import msgspec
 from inferflux.broker.broker import Broker
 from inferflux.broker.errors import BrokerError, BrokerUnavailable, Code, RequestError, RevisionConflict
 from inferflux.broker.subjects import BUCKET_IDEMPOTENCY
-from inferflux.broker.wire import Wire, decode_frame, encode
+from inferflux.broker.wire import Wire, decode_frame, encode, ends
 from inferflux.config.logs import get_logger
 
 from .identity import key_of
@@ -133,8 +133,14 @@ class Idempotency:
             tape = await self._broker.read_tape(key)
             if not tape.frames:
                 return Standing.GONE
-        frames = (decode_frame(entry.body) for entry in reversed(tape.frames))
-        end = next((frame for frame in frames if frame.terminal), None)
-        if end is None or end.error is None or http_error(end.error.code).status < 429:
-            return Standing.OPEN
-        return Standing.FAILED
+        end = next((entry.body for entry in reversed(tape.frames) if ends(entry.body)), None)
+        return Standing.OPEN if end is None or not _may_pass(end) else Standing.FAILED
+
+
+def _may_pass(end: bytes) -> bool:
+    """Whether a terminal frame tells of a failure that trying again may cure."""
+    try:
+        error = decode_frame(end).error
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return True
+    return error is not None and http_error(error.code).status >= 429

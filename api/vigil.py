@@ -14,7 +14,7 @@ from functools import partial
 from inferflux.broker.broker import Broker
 from inferflux.broker.errors import BrokerError, Code
 from inferflux.broker.subjects import OWNER_API, RequestKey, encode_token, key_id
-from inferflux.broker.wire import decode_frame, failure
+from inferflux.broker.wire import ends, failure
 from inferflux.config.logs import get_logger
 
 from .cancel import Canceller, Order
@@ -99,7 +99,7 @@ class Vigil:
         head = await self._broker.read_head(order.key)
         prompt_seq = order.prompt_seq if head is None else head.prompt
         tape = await self._broker.read_tape(order.key)
-        if any(decode_frame(entry.body).terminal for entry in reversed(tape.frames)):
+        if any(ends(entry.body) for entry in reversed(tape.frames)):
             return
         if tape.claim is None and prompt_seq is not None and await self._broker.read_prompt(prompt_seq) is None:
             return
