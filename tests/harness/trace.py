@@ -92,7 +92,7 @@ class TracedEngine(Engine):
         self.recorder(updates)
 
     def _wait(self, scheduler: Scheduler) -> bool:
-        return not self._closing if not self._trace.is_over else super()._wait(scheduler)
+        return not self._inbox.closed if not self._trace.is_over else super()._wait(scheduler)
 
     def _turn(self, scheduler: Scheduler) -> None:
         self._trace.act(self.num_turns, self)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from concurrent.futures import Future
@@ -17,6 +16,7 @@ from inferflux.config.settings import FairnessSettings, PagedKVSettings, Schedul
 
 from ..backends.backend import Backend, Capacity, Sample
 from .class_share import ClassShare
+from .inbox import Inbox, Message
 from .job import EngineStats, Job, Update
 from .offload import Offload, OffloadStats
 from .plan import Plan
@@ -30,9 +30,6 @@ log = get_logger("engine")
 IDLE_CHECK_S = 1.0
 CLOSE_S = 3.0
 FAIRNESS = FairnessSettings()
-
-Message = tuple[Job, ...] | str | SchedulerSettings | Future[None]
-"""Jobs to add, a request to drop, new bounds, or somebody who waits for a check."""
 
 
 class Engine:
@@ -61,9 +58,7 @@ class Engine:
             input_cost=fairness.input_cost,
             output_cost=fairness.output_cost,
         )
-        self._inbox: deque[Message] = deque()
-        self._wake = threading.Condition()
-        self._closing = False
+        self._inbox = Inbox()
         self._started: Future[Capacity] = Future()
         self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
         self._scheduler: Scheduler | None = None
@@ -87,18 +82,18 @@ class Engine:
     def submit(self, jobs: Items[Job]) -> None:
         """Queue the choices of one prompt; any thread. Raises RuntimeError when the engine does not run."""
         self._check_runs()
-        self._post(tuple(jobs))
+        self._inbox.post(tuple(jobs))
 
     def cancel(self, request: str) -> None:
         """Drop a request before the next step; any thread. No error when it is unknown, has ended, or nothing runs."""
-        self._post(request)
+        self._inbox.post(request)
 
     def configure(self, settings: SchedulerSettings) -> None:
         """Other bounds from the next step on; any thread. They are capped by what the backend was started with.
 
         What runs beyond a smaller `max_batch_size` runs on; nothing is added until there is room again.
         """
-        self._post(settings)
+        self._inbox.post(settings)
 
     def set_batch_share(self, min_share: float) -> None:
         """What batch keeps of what the classes above it are served, from the next step on; any thread."""
@@ -109,7 +104,7 @@ class Engine:
         RuntimeError when the engine does not run."""
         self._check_runs()
         checked: Future[None] = Future()
-        self._post(checked)
+        self._inbox.post(checked)
         checked.result()
 
     def stats(self) -> EngineStats:
@@ -139,20 +134,13 @@ class Engine:
 
     def close(self) -> None:
         """Stop after the current step and unload the model. What still ran ends without an update."""
-        with self._wake:
-            self._closing = True
-            self._wake.notify()
+        self._inbox.close()
         if self._thread.ident is not None:
             self._thread.join()
 
     def _check_runs(self) -> None:
-        if self._closing or not self._started.done():
+        if self._inbox.closed or not self._started.done():
             raise RuntimeError("the engine does not run")
-
-    def _post(self, message: Message) -> None:
-        with self._wake:
-            self._inbox.append(message)
-            self._wake.notify()
 
     def _main(self) -> None:
         try:
@@ -170,7 +158,7 @@ class Engine:
                 self._restorer.close(self._scheduler, CLOSE_S)
         finally:
             self._backend.close()
-            for message in self._inbox:
+            for message in self._inbox.take():
                 if isinstance(message, Future):
                     message.set_exception(RuntimeError("the engine does not run"))
 
@@ -182,20 +170,14 @@ class Engine:
             return
         self._offload = Offload(Path(self._paged_kv.nvme_path), self._paged_kv.nvme_bytes, capacity.fingerprint)
         self._offload.start()
-        self._restorer = Restorer(self._offload, self._backend, capacity.page_size, self._notify)
-
-    def _notify(self) -> None:
-        with self._wake:
-            self._wake.notify()
+        self._restorer = Restorer(self._offload, self._backend, capacity.page_size, self._inbox.wake)
 
     def _wait(self, scheduler: Scheduler) -> bool:
         """Sleep while there is nothing to do. False when the engine is to close."""
         restorer = self._restorer
-        with self._wake:
-            while not (self._closing or self._inbox or scheduler.has_work or (restorer and restorer.has_arrivals)):
-                if not self._wake.wait(self._patience_s()):
-                    break
-            return not self._closing
+        return self._inbox.wait(
+            lambda: scheduler.has_work or (restorer is not None and restorer.has_arrivals), self._patience_s
+        )
 
     def _patience_s(self) -> float | None:
         """How long to sleep at most."""
@@ -208,8 +190,8 @@ class Engine:
         """Take what was posted, compute one step, report."""
         began = time.perf_counter()
         try:
-            while self._inbox:
-                self._take(scheduler, self._inbox.popleft())
+            for message in self._inbox.take():
+                self._take(scheduler, message)
             self._prepare(scheduler)
             if scheduler.has_work:
                 self._step(scheduler)

@@ -13,6 +13,7 @@ from inferflux.broker.wire import Failure
 from inferflux.config.settings import SchedulerSettings
 
 from ..backends.backend import Capacity, Chunk, Sample
+from .integrity import check_backend, check_books
 from .job import Job
 from .limits import max_length, refusal
 from .pages import PagePool, root_hash
@@ -186,31 +187,12 @@ class Scheduler:
     def check_integrity(self, num_computed: Callable[[int], int] | None = None) -> None:
         """Raises AssertionError when pool, slots and sequences disagree, or `num_computed` of a slot with them: what
         the backend itself believes that it holds."""
-        self.pool.check_integrity(sequence.block_table for sequence in self.running)
-        assert all(not sequence.block_table and sequence.slot is None for sequence in self.waiting)
-        busy = {sequence.slot for sequence in self.running}
-        assert len(busy) == len(self.running), "two sequences share a slot"
-        assert len(busy) + self.slots.num_idle == self.capacity.max_sequences, "a slot is neither idle nor in use"
-        for sequence in self.running:
-            assert sequence.num_computed < len(sequence.tokens) <= self.max_length, "a sequence is past its end"
+        check_books(self)
         for page_hash, sequence in self._being_computed.items():
             assert sequence in self.running, "a sequence that does not run is said to compute a page"
             assert page_hash in sequence.page_hashes[sequence.num_sealed :]
-        if not self.capacity.pages_shared:
-            for slot in range(self.capacity.max_sequences):
-                held = self.slots.held(slot)
-                assert len(self.pool.match(held)) == len(held), "a slot holds a page that the pool does not know"
         if num_computed is not None:
-            self._compare(num_computed)
-
-    def _compare(self, num_computed: Callable[[int], int]) -> None:
-        for sequence in self.running:
-            assert sequence.slot is not None
-            num = num_computed(sequence.slot)
-            assert num == sequence.num_computed, f"a slot has {num} tokens, its sequence {sequence.num_computed}"
-        for slot in self.slots.idle:
-            num_named = len(self.slots.content(slot)) * self.pool.page_size
-            assert num_computed(slot) >= num_named, f"idle slot {slot} has {num_computed(slot)} of {num_named} tokens"
+            check_backend(self, num_computed)
 
     def _schedule_decodes(self, chosen: dict[Sequence, int], budget: int) -> int:
         """Give a token to each sequence that lacks one only; returns how many tokens that takes."""

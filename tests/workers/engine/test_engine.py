@@ -73,7 +73,7 @@ def engine(backend: SteppedBackend, recorder: Recorder) -> Iterator[Engine]:
     engine.start()
     yield engine
     backend.let_go(1000)
-    if not (backend.broken or engine._closing):
+    if not (backend.broken or engine._inbox.closed):
         engine.check_integrity()
     engine.close()
 

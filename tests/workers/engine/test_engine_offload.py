@@ -72,7 +72,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
 
     yield start
     for served in made:
-        served.engine.check_integrity() if not served.engine._closing else None
+        served.engine.check_integrity() if not served.engine._inbox.closed else None
         served.engine.close()
 
 
