@@ -27,7 +27,7 @@ def chat_prompt(request: ChatRequest, ident: str, created: float, deadline: floa
     """Raises RequestError for parameters that contradict each other."""
     if request.max_tokens is not None and request.max_completion_tokens is not None:
         raise _invalid("max_tokens", "give either max_tokens or max_completion_tokens, not both")
-    if request.top_logprobs is not None and not request.logprobs:
+    if request.top_logprobs and not request.logprobs:
         raise _invalid("top_logprobs", "top_logprobs needs logprobs to be true")
     return ChatPrompt(
         id=ident,
@@ -73,8 +73,8 @@ def _invalid(param: str, message: str) -> RequestError:
 
 
 def _generation(request: GenerationRequest) -> dict[str, Any]:
-    if request.stream_options is not None and not request.stream:
-        raise _invalid("stream_options", "stream_options is only allowed when stream is true")
+    if request.stream_options is not None and request.stream_options.include_usage and not request.stream:
+        raise _invalid("stream_options", "stream_options.include_usage is only allowed when stream is true")
     given = {
         "temperature": request.temperature,
         # The wire wants more than 0; the smallest nucleus holds the likeliest token alone, which is what 0 means.
@@ -101,7 +101,7 @@ def _message(message: ChatMessage, number: int) -> Message:
             raise _invalid(f"messages[{number}].content", f"a message of role {message.role!r} needs content")
         content = ""
     text = content if isinstance(content, str) else "".join(part.text for part in content)
-    return Message(role=message.role, content=text, name=message.name)
+    return Message(role=message.role, content=text, name=message.name, tool_call_id=message.tool_call_id)
 
 
 def _num_texts(texts: Texts, param: str) -> int:

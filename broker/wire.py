@@ -23,11 +23,15 @@ class Wire(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Message(Wire, frozen=True, kw_only=True):
-    """One chat message. Only text content reaches a model; the API flattens text parts into one string."""
+    """One chat message. Only text content reaches a model; the API flattens text parts into one string.
+
+    `tool_call_id` says which call a message of role `tool` answers, for templates that show it.
+    """
 
     role: str
     content: str = ""
     name: str | None = None
+    tool_call_id: str | None = None
 
 
 class Prompt(Wire, frozen=True, kw_only=True, tag_field="type"):
@@ -53,7 +57,7 @@ class Generation(Prompt, frozen=True, kw_only=True):
     max_tokens: Annotated[int, Meta(ge=1)] | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] = 1.0
     top_p: Annotated[float, Meta(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Meta(ge=0)] = 0
+    top_k: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
     min_p: Annotated[float, Meta(ge=0, le=1)] = 0.0
     presence_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0
     frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] = 0.0

@@ -23,6 +23,9 @@ CHATML = (
 )
 """For a model that brings no template."""
 
+_ROLES = {"developer": "system"}
+"""OpenAI's newer name for an old role, which most templates do not know."""
+
 MAX_RENDERED_CHARS = 16 * 1024 * 1024
 MAX_POWER_BITS = 4096
 
@@ -60,8 +63,10 @@ class Renderer:
         self._tokenizer = tokenizer
         self._template: jinja2.Template | None = None
         self._flaw = ""
+        source = tokenizer.chat_template or CHATML
+        self._knows_developer = "developer" in source
         try:
-            self._template = TemplateEnvironment().from_string(tokenizer.chat_template or CHATML)
+            self._template = TemplateEnvironment().from_string(source)
         except jinja2.TemplateError as error:
             self._flaw = str(error)
 
@@ -76,6 +81,8 @@ class Renderer:
         """
         now_s = time.time() if now_s is None else now_s
         fields = [_fields(message) for message in messages]
+        if not self._knows_developer:
+            fields = [values | {"role": _ROLES.get(values["role"], values["role"])} for values in fields]
         rendered = self._render(fields, now_s)
         if not any(self._has_special_tokens(value) for values in fields for value in values.values()):
             return self._encode(rendered, starts=rendered)
@@ -154,6 +161,8 @@ def _fields(message: Message) -> dict[str, str]:
     fields = {"role": message.role, "content": message.content}
     if message.name is not None:
         fields["name"] = message.name
+    if message.tool_call_id is not None:
+        fields["tool_call_id"] = message.tool_call_id
     return fields
 
 

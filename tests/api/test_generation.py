@@ -194,6 +194,15 @@ async def test_prompt_on_the_wire(api: Any) -> None:
     assert turn.lane.tenant == "acme"
 
 
+async def test_tool_call_id_reaches_the_worker(api: Any) -> None:
+    messages = [{"role": "user", "content": "x"}, {"role": "tool", "content": "7", "tool_call_id": "call_1"}]
+    await api.chat(messages=messages)
+
+    prompt = api.worker.turns[0].prompt
+    assert isinstance(prompt, ChatPrompt)
+    assert [message.tool_call_id for message in prompt.messages] == [None, "call_1"]
+
+
 async def test_null_means_default(api: Any) -> None:
     await api.client.post("/v1/completions", json={"prompt": [1, 2], "temperature": None, "n": None, "stop": None})
 
@@ -214,6 +223,10 @@ async def test_parameters_that_ask_for_nothing_are_accepted(api: Any) -> None:
         metadata=None,
         parallel_tool_calls=True,
         functions=None,
+        stream=False,
+        stream_options={"include_usage": False},
+        logprobs=False,
+        top_logprobs=0,
     )
 
     assert response.status_code == 200, response.text

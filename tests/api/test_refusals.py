@@ -114,6 +114,7 @@ TABLE = [
     bad("temperature as text", "temperature", temperature="warm"),
     bad("top_p", "top_p", top_p=1.5),
     bad("top_k", "top_k", top_k=-2),
+    bad("top_k of more than 31 bits", "top_k", top_k=2**31),
     bad("min_p", "min_p", min_p=2),
     bad("presence_penalty", "presence_penalty", presence_penalty=3),
     bad("frequency_penalty", "frequency_penalty", frequency_penalty=-3),

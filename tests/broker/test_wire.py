@@ -87,6 +87,7 @@ def test_unknown_fields_are_ignored(prompt: wire.AnyPrompt) -> None:
         (b'{"type": "completion", "id": "r", "prompt": "x", "max_tokens": "7"}', "max_tokens"),
         (b'{"type": "chat", "id": "r", "messages": [{"content": "x"}]}', r"messages\[0\]"),
         (b'{"type": "song", "id": "r"}', "song"),
+        (b'{"type": "completion", "id": "r", "prompt": "x", "top_k": 4294967297}', "top_k"),
         (b"[]", "object"),
     ],
 )
