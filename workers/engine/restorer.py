@@ -69,7 +69,7 @@ class Restorer:
         """Look on the disk for those who could start now, once for each."""
         for sequence in scheduler.candidates():
             if not (sequence.was_sought or sequence.job.embed):
-                cached = scheduler.cached_prefix(sequence)
+                cached = scheduler.cache.prefix_of(sequence)
                 if cached is not None:
                     sequence.was_sought = True
                     self._seek(sequence, len(cached), now_s)
@@ -101,7 +101,7 @@ class Restorer:
         for sequence in scheduler.waiting:
             if sequence.is_restoring or sequence.was_sought or sequence.job.embed:
                 continue
-            cached = scheduler.cached_prefix(sequence)
+            cached = scheduler.cache.prefix_of(sequence)
             if cached is None:
                 continue
             wanted = sequence.usable_hashes(self._page_size)[len(cached) : len(cached) + 1]
@@ -148,7 +148,7 @@ class Restorer:
         self._wake()
 
     def _restore(self, scheduler: Scheduler, reading: Reading, state: bytes) -> None:
-        placement = scheduler.adopt(reading.chain)
+        placement = scheduler.cache.adopt(reading.chain)
         if placement is None:
             for sequence in reading.sequences:
                 sequence.was_sought = False
@@ -164,7 +164,7 @@ class Restorer:
         if not fits:
             log.warning("a saved prefix does not fit the backend", num_tokens=placement.num_tokens)
             self._offload.missed()
-            scheduler.clear(placement.slot)
+            scheduler.cache.clear(placement.slot)
 
     def _release(self, reading: Reading) -> None:
         """Whether it came or not, its sequences can be placed. A second arrival of the same prefix may be under way."""

@@ -13,13 +13,11 @@ from inferflux.broker.wire import Failure
 from inferflux.config.settings import SchedulerSettings
 
 from ..backends.backend import Capacity, Chunk, Sample
-from .integrity import check_backend, check_books
 from .job import Job
+from .kv_cache import KVCache
 from .limits import max_length, refusal
-from .pages import PagePool, root_hash
 from .plan import Placement, Plan
 from .sequence import CLASS_RANKS, Sequence
-from .slots import SlotTable
 
 _by_rank = attrgetter("rank")
 _BATCH = CLASS_RANKS[ServiceClass.BATCH]
@@ -37,8 +35,9 @@ class Scheduler:
     def __init__(self, settings: SchedulerSettings, capacity: Capacity) -> None:
         self.settings = settings
         self.capacity = capacity
-        self.slots = SlotTable(capacity.max_sequences)
-        self.pool = PagePool(capacity.num_pages, capacity.page_size, on_evict=self.slots.forget)
+        self.cache = KVCache(capacity)
+        self.slots = self.cache.slots
+        self.pool = self.cache.pool
         self.max_length = max_length(capacity)
         self.running: list[Sequence] = []
         self.waiting: list[Sequence] = []
@@ -47,7 +46,6 @@ class Scheduler:
         self.prefix_hits = 0
         self._num_arrivals = 0
         self._batch_goes_first = False
-        self._being_computed: dict[bytes, Sequence] = {}
 
     @property
     def has_work(self) -> bool:
@@ -87,18 +85,14 @@ class Scheduler:
             self.waiting.remove(sequence)
         else:
             self.running.remove(sequence)
-            self._release(sequence)
+            self.cache.release(sequence)
 
     def discard(self, sequence: Sequence) -> None:
         """Like `finish`, after a failure: what the sequence's slot holds is not to be trusted."""
         slot = sequence.slot
         self.finish(sequence)
         if slot is not None:
-            self.clear(slot)
-
-    def clear(self, slot: int) -> None:
-        """What the slot was said to hold is not there."""
-        self._forget(self.slots.clear(slot))
+            self.cache.clear(slot)
 
     def expire(self, now_s: float) -> list[Sequence]:
         """Drop what has never run and may not begin any more; returns what was dropped. Times are Unix times."""
@@ -119,7 +113,7 @@ class Scheduler:
         for sequence in tuple(self.waiting):
             if sequence.rank[0] == _BATCH:
                 return
-            if self.cached_prefix(sequence) is None:
+            if self.cache.prefix_of(sequence) is None:
                 continue
             if num_free > 0:
                 num_free -= 1
@@ -131,30 +125,6 @@ class Scheduler:
     def candidates(self) -> list[Sequence]:
         """Those who wait and could start now, were it for slots alone."""
         return self.waiting[: max(0, min(self.slots.num_idle, self.max_running - len(self.running)))]
-
-    def adopt(self, chain: Items[bytes]) -> Placement | None:
-        """Name a prefix that is about to be put into an idle slot from outside; None when slots or pages are short.
-
-        `clear` the slot if it does not work out.
-        """
-        if not self.slots.num_idle:
-            return None
-        pool = self.pool
-        table = pool.match(chain)
-        pool.hold(table)
-        pages = pool.allocate(len(chain) - len(table))
-        if pages is None:
-            pool.release(table)
-            return None
-        slot = self.slots.idle[0]
-        lost = self.slots.lost_by(slot, chain)
-        self._forget(self.slots.take(slot, ()))
-        table += [pool.seal(page, page_hash) for page, page_hash in zip(pages, chain[len(table) :], strict=True)]
-        for page_hash in chain:
-            self.slots.extend(slot, page_hash)
-        pool.release(table)
-        self.slots.put(slot)
-        return Placement(slot, None, len(chain) * pool.page_size, lost)
 
     def schedule(self) -> Plan:
         """Choose the next step's batch. Empty only when there is nothing to compute."""
@@ -178,7 +148,7 @@ class Scheduler:
                 drawn.append((sequence, sample))
                 continue
             if sequence.num_computed // self.pool.page_size > sequence.num_sealed:
-                self._seal(sequence)
+                self.cache.seal(sequence)
             if sample.token is not None:
                 sequence.tokens.append(sample.token)
                 drawn.append((sequence, sample))
@@ -187,12 +157,12 @@ class Scheduler:
     def check_integrity(self, num_computed: Callable[[int], int] | None = None) -> None:
         """Raises AssertionError when pool, slots and sequences disagree, or `num_computed` of a slot with them: what
         the backend itself believes that it holds."""
-        check_books(self)
-        for page_hash, sequence in self._being_computed.items():
-            assert sequence in self.running, "a sequence that does not run is said to compute a page"
-            assert page_hash in sequence.page_hashes[sequence.num_sealed :]
+        self.cache.check_integrity(self.running)
+        assert all(not sequence.block_table and sequence.slot is None for sequence in self.waiting)
+        for sequence in self.running:
+            assert sequence.num_computed < len(sequence.tokens) <= self.max_length, "a sequence is past its end"
         if num_computed is not None:
-            check_backend(self, num_computed)
+            self.cache.check_backend(self.running, num_computed)
 
     def _schedule_decodes(self, chosen: dict[Sequence, int], budget: int) -> int:
         """Give a token to each sequence that lacks one only; returns how many tokens that takes."""
@@ -218,7 +188,7 @@ class Scheduler:
                 num_free = min(self.slots.num_idle, self.max_running - len(self.running))
                 # A slot is kept for what comes back from a disk, unless nothing else would be computed meanwhile.
                 may_admit = may_admit and num_free > (num_reserved if self.running else 0)
-                prefix = self.cached_prefix(sequence) if may_admit else None
+                prefix = self.cache.prefix_of(sequence) if may_admit else None
                 if prefix is None:
                     continue
                 may_admit = self._place(sequence, prefix, placements)
@@ -256,87 +226,27 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
-        self._release(sequence)
+        self.cache.release(sequence)
         sequence.num_computed = sequence.num_sealed = 0
         sequence.was_sought = False
         self.num_preemptions += 1
         insort(self.waiting, sequence, key=_by_rank)
 
-    def cached_prefix(self, sequence: Sequence) -> list[int] | None:
-        """The cached pages that the sequence can start from; at least one token is left to compute.
-
-        None when a sequence that runs and is not of a lower class is about to compute the next page of the same
-        prefix: waiting for it computes nothing twice. That is how several samples of one prompt share its prefill.
-        """
-        if sequence.job.embed:
-            return []
-        size = self.pool.page_size
-        root = root_hash(self.capacity.fingerprint, sequence.job.salt)
-        sequence.extend_hashes(root, size)
-        usable = sequence.usable_hashes(size)
-        pages = self.pool.match(usable)
-        if len(pages) < len(usable):
-            other = self._being_computed.get(usable[len(pages)])
-            if other is not None and other.rank[0] <= sequence.rank[0]:
-                return None
-        return pages
-
     def _place(self, sequence: Sequence, prefix: list[int], placements: list[Placement]) -> bool:
-        """Move a waiting sequence into a slot with the pages for all its tokens; False when there are too few."""
-        pool = self.pool
-        pool.hold(prefix)
-        pages = pool.allocate(pool.num_pages_for(len(sequence.tokens)) - len(prefix))
-        if pages is None:
-            pool.release(prefix)
+        """Move a waiting sequence into a slot; False when pages are short."""
+        placement = self.cache.place(sequence, prefix)
+        if placement is None:
             return False
-        num_cached = len(prefix) * pool.page_size
-        resident = [] if self.capacity.pages_shared else sequence.page_hashes[: len(prefix)]
-        slot, source = self.slots.place(resident)
-        lost = self.slots.lost_by(slot, resident)
-        self._forget(self.slots.take(slot, resident))
-        placements.append(Placement(slot, source, num_cached, lost))
-        sequence.slot = slot
-        sequence.block_table = prefix + pages
-        sequence.num_computed = num_cached
-        sequence.num_sealed = len(prefix)
+        placements.append(placement)
         if not sequence.was_admitted:
             sequence.was_admitted = True
-            sequence.num_cached = min(num_cached, len(sequence.job.prompt))
+            sequence.num_cached = min(placement.num_tokens, len(sequence.job.prompt))
             if not sequence.job.embed:
                 self.prefix_queries += len(sequence.tokens)
-                self.prefix_hits += num_cached
-        for page_hash in sequence.page_hashes[len(prefix) :]:
-            self._being_computed.setdefault(page_hash, sequence)
+                self.prefix_hits += placement.num_tokens
         self.waiting.remove(sequence)
         insort(self.running, sequence, key=_by_rank)
         return True
-
-    def _release(self, sequence: Sequence) -> None:
-        assert sequence.slot is not None
-        for page_hash in sequence.page_hashes[sequence.num_sealed :]:
-            if self._being_computed.get(page_hash) is sequence:
-                del self._being_computed[page_hash]
-        self.pool.release(sequence.block_table)
-        self.slots.put(sequence.slot)
-        sequence.block_table = []
-        sequence.slot = None
-
-    def _seal(self, sequence: Sequence) -> None:
-        """Name the pages that have become full, so that others can start from them."""
-        assert sequence.slot is not None
-        sequence.extend_hashes(root_hash(self.capacity.fingerprint, sequence.job.salt), self.pool.page_size)
-        for index in range(sequence.num_sealed, sequence.num_computed // self.pool.page_size):
-            page_hash = sequence.page_hashes[index]
-            sequence.block_table[index] = self.pool.seal(sequence.block_table[index], page_hash)
-            if not self.capacity.pages_shared:
-                self.slots.extend(sequence.slot, page_hash)
-            if self._being_computed.get(page_hash) is sequence:
-                del self._being_computed[page_hash]
-            sequence.num_sealed = index + 1
-
-    def _forget(self, hashes: Items[bytes]) -> None:
-        for page_hash in hashes:
-            self.pool.forget(page_hash)
 
     def _chunk(self, sequence: Sequence, count: int) -> Chunk:
         assert sequence.slot is not None

@@ -108,13 +108,13 @@ class Driver:
             chain.append(chain_hash(parent, prompt[start : start + PAGE]))
         if not chain:
             return
-        placement = self.scheduler.adopt(chain)
+        placement = self.scheduler.cache.adopt(chain)
         if placement is None:
             return
         assert len(self.memory.streams[placement.slot]) >= len(placement.lost) * PAGE
         self.memory.streams[placement.slot] = prompt[: placement.num_tokens] if works else []
         if not works:
-            self.scheduler.clear(placement.slot)
+            self.scheduler.cache.clear(placement.slot)
 
     def num_computed(self, slot: int) -> int:
         return len(self.memory.streams[slot])
