@@ -15,7 +15,7 @@ from inferflux.config.logs import get_logger
 log = get_logger("api.presence")
 
 BEAT_S = 1.0
-BEAT_TTL_S = 5.0
+BEAT_TTL_S = 10.0
 OWNER = "owner."
 READER = "reader."
 
