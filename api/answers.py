@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from typing import Literal
 
 import msgspec
@@ -69,8 +70,23 @@ class ChatLogprobs(msgspec.Struct, frozen=True):
         )
 
 
+class TextOffsets:
+    """Where the tokens of one choice begin in its text, in characters: all parts of a character begin where it does."""
+
+    def __init__(self) -> None:
+        self._num_chars = 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def take(self, token: TokenLogprob) -> int:
+        """Call it with each token once, in order."""
+        start = self._num_chars
+        self._num_chars += len(self._decoder.decode(bytes(token.bytes)))
+        return start
+
+
 class CompletionLogprobs(msgspec.Struct, frozen=True):
-    """Log probabilities of one completion choice or chunk; `text_offset` counts characters from its start."""
+    """Log probabilities of one completion choice or chunk. As at OpenAI, a token that is only part of a character
+    reads `bytes:\\xe2\\x82`; `text_offset` counts characters from the choice's start."""
 
     tokens: list[str]
     token_logprobs: list[float]
@@ -78,18 +94,22 @@ class CompletionLogprobs(msgspec.Struct, frozen=True):
     text_offset: list[int]
 
     @classmethod
-    def of(cls, tokens: tuple[TokenLogprob, ...], offset: int) -> CompletionLogprobs:
-        offsets = []
-        for token in tokens:
-            offsets.append(offset)
-            offset += len(token.token)
-        tops = [{top.token: top.logprob for top in token.top} for token in tokens]
+    def of(cls, tokens: tuple[TokenLogprob, ...], offsets: TextOffsets) -> CompletionLogprobs:
+        # Alternatives come by falling probability: of those that read the same, the likeliest stays.
+        tops = [{_name(top): top.logprob for top in reversed(token.top)} for token in tokens]
         return cls(
-            [token.token for token in tokens],
+            [_name(token) for token in tokens],
             [token.logprob for token in tokens],
             tops if any(tops) else None,
-            offsets,
+            [offsets.take(token) for token in tokens],
         )
+
+
+def _name(token: TokenLogprob) -> str:
+    data = bytes(token.bytes)
+    if "\ufffd" not in token.token or data == token.token.encode():
+        return token.token
+    return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
 class ChatAnswerMessage(msgspec.Struct, frozen=True):

@@ -23,6 +23,7 @@ from .answers import (
     EmbeddingItem,
     EmbeddingList,
     EmbeddingUsage,
+    TextOffsets,
     UsageAnswer,
 )
 from .exchange import Exchange, Ticket
@@ -129,7 +130,7 @@ def completion_answer(assembly: Assembly, *, logprobs: bool) -> Completion:
                 number,
                 "".join(choice.texts),
                 choice.finish_reason,
-                CompletionLogprobs.of(tuple(choice.logprobs), 0) if logprobs else None,
+                CompletionLogprobs.of(tuple(choice.logprobs), TextOffsets()) if logprobs else None,
             )
             for number, choice in assembly.choices()
         ],

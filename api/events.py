@@ -7,6 +7,7 @@ frame of several tokens it is `<sequence>.<events sent>` until the last token, a
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Literal, TypeAlias
 
@@ -15,7 +16,7 @@ import msgspec
 from inferflux.broker.wire import Failure, FinishReason, Frame, TokenLogprob
 
 from .admission import TIER_OF_CLASS
-from .answers import ChatLogprobs, CompletionLogprobs, UsageAnswer
+from .answers import ChatLogprobs, CompletionLogprobs, TextOffsets, UsageAnswer
 from .assembly import fingerprint
 from .exchange import Ticket
 from .identity import CHAT_ID, COMPLETION_ID
@@ -161,17 +162,12 @@ class CompletionEvents(Events):
 
     def __init__(self, ticket: Ticket, *, include_usage: bool, after: Mark | None = None) -> None:
         super().__init__(ticket, include_usage=include_usage, after=after)
-        self._offsets: dict[int, int] = {}
+        self._offsets: defaultdict[int, TextOffsets] = defaultdict(TextOffsets)
 
     def _choice(self, choice: int, text: str, finish_reason: FinishReason | None, logprobs: Logprobs | None) -> bytes:
         return b'{"index":%d,"text":%s,"logprobs":%s,"finish_reason":%s}' % (
             choice,
             _json(text),
-            b"null" if logprobs is None else self._logprobs(choice, logprobs),
+            b"null" if logprobs is None else _json(CompletionLogprobs.of(logprobs, self._offsets[choice])),
             b"null" if finish_reason is None else _json(finish_reason),
         )
-
-    def _logprobs(self, choice: int, tokens: Logprobs) -> bytes:
-        offset = self._offsets.get(choice, 0)
-        self._offsets[choice] = offset + sum(len(token.token) for token in tokens)
-        return _json(CompletionLogprobs.of(tokens, offset))

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from inferflux.api.answers import CompletionLogprobs, TextOffsets
 from inferflux.api.events import ChatEvents, CompletionEvents, Events
 from inferflux.api.exchange import Ticket
 from inferflux.api.replies import TapeFrame
@@ -20,7 +21,7 @@ TICKET = Ticket(
     created_s=1.0,
     accepted_s=1.0,
 )
-LOGPROBS = tuple(TokenLogprob(token=text, logprob=-1.0) for text in ("a", "", "b"))
+LOGPROBS = tuple(TokenLogprob(token=text, logprob=-1.0, bytes=tuple(text.encode())) for text in ("a", "", "b"))
 FRAME = Frame(
     id="request",
     attempt=1,
@@ -59,6 +60,29 @@ def test_log_probabilities_stay_with_their_tokens() -> None:
     events = sent(CompletionEvents(TICKET, include_usage=False), TapeFrame(7, frame))
     assert [choice["logprobs"]["tokens"] for _, choice in events] == [["a"], [""], ["b"]]
     assert [choice["logprobs"]["text_offset"] for _, choice in events] == [[0], [1], [1]]
+
+
+def test_parts_of_a_character_begin_where_it_does_and_are_told_apart() -> None:
+    def token(data: bytes, *top: bytes) -> TokenLogprob:
+        alternatives = tuple(token(each) for each in top)
+        return TokenLogprob(token=data.decode(errors="replace"), logprob=-1.0, bytes=tuple(data), top=alternatives)
+
+    tokens = (token(b"a"), token(b"\xe2\x82", b"\xe2\x82", b"\xe2\x83"), token(b"\xac"), token(b"b"))
+    frames = [
+        Frame(id="request", attempt=1, index=index, num_tokens=1, text=text, logprobs=tokens[index : index + 1])
+        for index, text in enumerate(("a", "", "€", "b"))
+    ]
+
+    events = sent(CompletionEvents(TICKET, include_usage=False), *(TapeFrame(7, frame) for frame in frames))
+    streamed = [choice["logprobs"] for _, choice in events]
+    whole = CompletionLogprobs.of(tokens, TextOffsets())
+
+    assert whole.text_offset == [0, 1, 1, 2]
+    assert [logprobs["text_offset"] for logprobs in streamed] == [[0], [1], [1], [2]]
+    assert whole.tokens == ["a", r"bytes:\xe2\x82", r"bytes:\xac", "b"]
+    assert [logprobs["tokens"] for logprobs in streamed] == [[name] for name in whole.tokens]
+    assert whole.top_logprobs is not None
+    assert whole.top_logprobs[1] == {r"bytes:\xe2\x82": -1.0, r"bytes:\xe2\x83": -1.0}
 
 
 def test_a_chat_still_opens_with_its_role() -> None:
