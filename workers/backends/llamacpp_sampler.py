@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backend import Chunk, Logprob, Sample, SamplingParams
+from .draw import draw
 
 Row = NDArray[np.float32]
 MAX_CHAINS = 64
 
 
 class Sampler:
-    """Penalties, then llama.cpp's own sampler chain: logit bias, top-k, top-p, min-p, temperature, draw.
+    """Penalties and logit bias, then a draw; with top-k, top-p or min-p through llama.cpp's own sampler chain.
 
     It keeps no state between tokens: the draw depends on the logits, the history, the seed and the position alone, so
     that whoever resumes a sequence draws what the first attempt would have drawn.
@@ -38,8 +39,11 @@ class Sampler:
         adjusted = self._penalize(logits, chunk, params)
         if params.temperature <= 0.0:
             token = int(np.argmax(self._bias(adjusted, params)))
+        elif params.top_k <= 0 and params.top_p >= 1.0 and params.min_p <= 0.0:
+            uniform = _draw_seed(params.seed, len(chunk.history)) / (1 << 31)
+            token = draw(self._bias(adjusted, params), params.temperature, uniform)
         else:
-            token = self._draw(adjusted, params, len(chunk.history))
+            token = self._filter_and_draw(adjusted, params, len(chunk.history))
         if params.num_logprobs is None:
             return Sample(token)
         return describe(logits, token, params.num_logprobs)
@@ -71,7 +75,7 @@ class Sampler:
             logits[token] += bias
         return logits
 
-    def _draw(self, logits: Row, params: SamplingParams, position: int) -> int:
+    def _filter_and_draw(self, logits: Row, params: SamplingParams, position: int) -> int:
         candidates = self._candidates
         candidates["id"] = self._ids
         candidates["logit"] = logits
@@ -82,9 +86,9 @@ class Sampler:
             sorted=False,
         )
         lib.llama_sampler_apply(self._chain(params), ctypes.byref(array))
-        draw = lib.llama_sampler_init_dist(_draw_seed(params.seed, position))
-        lib.llama_sampler_apply(draw, ctypes.byref(array))
-        lib.llama_sampler_free(draw)
+        last = lib.llama_sampler_init_dist(_draw_seed(params.seed, position))
+        lib.llama_sampler_apply(last, ctypes.byref(array))
+        lib.llama_sampler_free(last)
         return int(array.data[array.selected].id)
 
     def _chain(self, params: SamplingParams) -> Any:

@@ -120,5 +120,5 @@ def test_many_different_parameters_do_not_pile_up(sampler: Sampler) -> None:
     from inferflux.workers.backends.llamacpp_sampler import MAX_CHAINS
 
     for number in range(3 * MAX_CHAINS):
-        draw(sampler, temperature=1.0 + number / 1000)
+        draw(sampler, top_k=3, temperature=1.0 + number / 1000)
     assert len(sampler._chains) == MAX_CHAINS
