@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
+import nats.errors
 from nats.protocol.command import hpub_cmd, pub_cmd
 
 from inferflux.config.logs import get_logger
@@ -80,6 +81,7 @@ class Link:
             await asyncio.wait((connecting, refused), timeout=deadline_s, return_when=asyncio.FIRST_COMPLETED)
             if connecting.done():
                 connecting.result()
+                self._up.set()
             elif refused.done():
                 raise ConfigError(
                     f"NATS at {self._connection.address} refuses the credentials of {self._name}: "
@@ -161,8 +163,12 @@ class Link:
             await self._client.close()
         self._lost()
 
-    async def _connect(self) -> None:
+    async def _connect(self) -> NatsClient:
         client = NatsClient(self._lost)
+
+        async def on_closed() -> None:
+            self._on_closed(client)
+
         options: dict[str, Any] = self._connection.options()
         try:
             await client.connect(
@@ -175,14 +181,14 @@ class Link:
                 reconnect_to_server_handler=next_server,
                 error_cb=self._on_error,
                 reconnected_cb=self._on_reconnected,
-                closed_cb=self._on_closed,
+                closed_cb=on_closed,
                 **options,
             )
-        except asyncio.CancelledError:
+        except BaseException:
             await client.close()
             raise
         self._client = client
-        self._up.set()
+        return client
 
     async def _reopen(self) -> None:
         delay_s = 0.5
@@ -191,15 +197,23 @@ class Link:
             delay_s = min(delay_s * 2, 5.0)
             try:
                 async with asyncio.timeout(self._timeout_s):
-                    await self._connect()
-            except (TimeoutError, OSError, BrokerError):
+                    client = await self._connect()
+                await self._listen_again(client)
+            except (TimeoutError, OSError, BrokerError, nats.errors.Error):
                 log.warning("cannot reopen the connection to NATS", reason=self._reason())
                 continue
-            assert self._client is not None
-            for subscription in tuple(self._subscriptions):
-                subscription.sid = await self._client.listen(subscription.subject, subscription.handler)
-            await self._on_reconnected()
-            return
+            # One that is closed again by now found this task at work and started no other.
+            if not client.is_closed:
+                await self._on_reconnected()
+                return
+
+    async def _listen_again(self, client: NatsClient) -> None:
+        again = tuple(self._subscriptions)
+        for subscription in again:
+            subscription.sid = 0  # an id of the last client may be another subscription's on this one
+        for subscription in again:
+            if subscription in self._subscriptions:
+                subscription.sid = await client.listen(subscription.subject, subscription.handler)
 
     def _lost(self) -> None:
         self._up.clear()
@@ -234,12 +248,14 @@ class Link:
         for callback in self.on_restored:
             callback()
 
-    async def _on_closed(self) -> None:
-        if self._closing or self._client is None:
+    def _on_closed(self, client: NatsClient) -> None:
+        # A client that never came up was closed by whoever tried to open it, and who tries again.
+        if self._closing or client is not self._client:
             return
         self._lost()
         log.error("NATS closed the connection for good; reopening", name=self._name, reason=self._reason())
-        self._reopening = asyncio.create_task(self._reopen())
+        if self._reopening is None or self._reopening.done():
+            self._reopening = asyncio.create_task(self._reopen())
 
     def _reason(self) -> str:
         return str(self._last_error) or type(self._last_error).__name__ if self._last_error else "no answer"

@@ -1,0 +1,65 @@
+"""A link that was thrown out comes back as one connection, however many tries that took."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from harness.nats import NatsServers
+from harness.world import WAIT_S, Inbox
+
+from inferflux.broker import subjects
+from inferflux.broker.credentials import Connection
+from inferflux.broker.link import Link
+from inferflux.broker.nats_client import NatsClient
+
+pytestmark = pytest.mark.integration
+
+NUM_TRIES = 4
+
+
+class WatchedLink(Link):
+    """Counts its tries to connect, and how many of them ran at once."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection, name="test", timeout_s=0.1)
+        self.num_tries = 0
+        self.num_running = 0
+        self.max_running = 0
+        self.tried_often = asyncio.Event()
+
+    async def _connect(self) -> NatsClient:
+        self.num_tries += 1
+        self.num_running += 1
+        self.max_running = max(self.max_running, self.num_running)
+        if self.num_tries > NUM_TRIES:
+            self.tried_often.set()
+        try:
+            return await super()._connect()
+        finally:
+            self.num_running -= 1
+
+
+async def test_tries_that_time_out_do_not_multiply(own_nats: NatsServers) -> None:
+    link = WatchedLink(own_nats.connection("worker"))
+    await link.open(WAIT_S)
+    inbox = Inbox()
+    await link.listen(subjects.fair("m"), lambda packet: inbox.put(packet.data))
+    lost, restored = asyncio.Event(), asyncio.Event()
+    link.on_lost.append(lost.set)
+    link.on_restored.append(restored.set)
+    own_nats.revoke("worker")
+    async with asyncio.timeout(3 * WAIT_S):
+        await lost.wait()
+        # Connections are made, and nothing is said on them.
+        own_nats.freeze()
+        await link.tried_often.wait()
+        own_nats.thaw()
+        own_nats.restore()
+        await restored.wait()
+    assert link.connected
+    for body in (b"once", b"last"):
+        link.send(subjects.fair("m"), body)
+    assert [await inbox.next(bytes), await inbox.next(bytes)] == [b"once", b"last"]
+    await link.close()
+    assert link.max_running == 1
