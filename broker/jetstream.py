@@ -186,7 +186,12 @@ class JetStreamBroker(Broker):
         self._link.send(subjects.cancel(key), b"")
 
     async def listen_cancels(self, on_cancel: Callable[[RequestKey], None]) -> Subscription:
-        return await self._listen(subjects.CANCEL_ALL, lambda packet: on_cancel(subjects.parse_key(packet.subject)))
+        def on_packet(packet: Packet) -> None:
+            # Anything else that a server was made to send here, such as an acknowledgement, has a body.
+            if not packet.data:
+                on_cancel(subjects.parse_key(packet.subject))
+
+        return await self._listen(subjects.CANCEL_ALL, on_packet)
 
     async def send_gossip(self, model: str, body: bytes) -> None:
         self._link.send(subjects.fair(model), body)

@@ -308,8 +308,11 @@ class DeadLetter(Wire, frozen=True, kw_only=True):
     headers: dict[str, str] = {}
 
 
-class Fairness(Wire, frozen=True, kw_only=True):
-    """What operators changed while the fleet runs: it wins over the settings. The value of `policy` `fairness`."""
+class Fairness(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What operators changed while the fleet runs: it wins over the settings. The value of `policy` `fairness`.
+
+    Strict, because with nothing required any object would do for one, and reset what is in force.
+    """
 
     weights: dict[str, Annotated[float, Meta(gt=0)]] = {}
     min_share: dict[Literal["default", "batch"], Annotated[float, Meta(ge=0, le=1)]] = {}
@@ -353,7 +356,11 @@ def ends(body: bytes) -> bool:
 
 
 def decode_claim(body: bytes) -> Claim:
-    return _claim_decoder.decode(body)
+    """What is no claim counts as one of a worker that is gone: whoever has the prompt may put its own over it."""
+    try:
+        return _claim_decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return Claim(worker="", num_attempts=0)
 
 
 def decode_head(body: bytes) -> Head:

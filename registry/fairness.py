@@ -62,7 +62,11 @@ class FairnessStore:
         entry = await (await self._broker.bucket(BUCKET_POLICY)).get(KEY_FAIRNESS)
         if entry is None or entry.value is None:
             return Fairness(), 0
-        return decode_fairness(entry.value), entry.revision
+        try:
+            return decode_fairness(entry.value), entry.revision
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            log.warning("fairness not understood", reason=str(error))
+            return Fairness(), entry.revision
 
 
 class FairnessFollower:

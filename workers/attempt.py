@@ -157,7 +157,7 @@ class Attempt:
                 if claim.state == "cancelled":
                     await self._confirm_cancel(expected)
                     return None
-                if claim.prompt != self.delivery.seq:
+                if claim.prompt not in (0, self.delivery.seq):
                     log.warning("request id in use", request=self.key.request, owner=self.key.owner)
                     self.outcome = "joined"
                     return None

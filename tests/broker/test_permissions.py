@@ -16,6 +16,7 @@ from inferflux.broker import subjects
 from inferflux.broker.broker import Reply
 from inferflux.broker.errors import BrokerError
 from inferflux.broker.subjects import Lane, RequestKey, ServiceClass
+from inferflux.broker.wire import Claim
 
 pytestmark = pytest.mark.integration
 
@@ -172,3 +173,27 @@ async def test_refused_call_fails_at_once_and_says_so(nats: NatsServers) -> None
         async with asyncio.timeout(1):
             with pytest.raises(BrokerError, match="permissions"):
                 await bucket.put("guardrails", b"off")
+
+
+async def test_a_cancel_with_a_body_is_none(nats: NatsServers) -> None:
+    ours, theirs = RequestKey("a-1", "ours"), RequestKey("a-1", "theirs")
+    async with nats.broker("worker") as worker, nats.broker("api") as api, client(nats, "api") as (opened, _):
+        cancels = Inbox()
+        await worker.listen_cancels(cancels.put)
+        await opened.publish(subjects.cancel(theirs), b'{"stream":"PROMPTS","seq":4}')
+        await opened.flush()
+        await api.send_cancel(ours)
+        assert await cancels.next(RequestKey) == ours
+
+
+async def test_what_is_no_claim_stands_in_nobodys_way(nats: NatsServers) -> None:
+    key = RequestKey("a-1", "spoiled")
+    async with nats.broker("worker") as worker, client(nats, "worker") as (opened, _):
+        await opened.request(subjects.claim(key), b'{"stream":"PROMPTS","seq":4}', timeout=WAIT_S)
+        last = await worker.last_claim(key)
+        assert last is not None
+        assert last[1].worker == ""
+        mine = Claim(worker="w", prompt=7)
+        seq = await worker.put_claim(key, mine, expected_seq=last[0])
+        assert await worker.claims(key) == (last[1], mine)
+        assert (await worker.read_tape(key)).claim_seq == seq

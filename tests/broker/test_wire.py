@@ -108,9 +108,20 @@ def test_defaults_are_not_sent() -> None:
 
 
 def test_not_a_number_does_not_leave() -> None:
-    assert wire.decode_claim(wire.encode(Claim(worker="w", at=0.1 + 0.2))).at == 0.1 + 0.2
+    assert wire.decode_frame(wire.encode(Frame(id="r", attempt=1, embedding=(0.1 + 0.2,)))).embedding == (0.1 + 0.2,)
     with pytest.raises(msgspec.ValidationError):
-        wire.decode_claim(wire.encode(Claim(worker="w", at=math.nan)))
+        wire.decode_frame(wire.encode(Frame(id="r", attempt=1, embedding=(math.nan,))))
+
+
+@pytest.mark.parametrize("body", [b"", b"\xff", b'{"stream":"PROMPTS","seq":4}', b'{"worker":"w","state":"new"}'])
+def test_what_is_no_claim_is_that_of_a_worker_that_is_gone(body: bytes) -> None:
+    claim = wire.decode_claim(body)
+    assert (claim.worker, claim.state, claim.prompt, claim.num_attempts) == ("", "running", 0, 0)
+
+
+def test_an_acknowledgement_is_no_fairness() -> None:
+    with pytest.raises(msgspec.ValidationError, match="stream"):
+        wire.decode_fairness(b'{"stream":"PROMPTS","seq":4}')
 
 
 def test_every_code_has_an_http_error() -> None:

@@ -111,3 +111,10 @@ async def test_change_needs_the_broker(broker: MemoryBroker) -> None:
     await broker.close()
     with pytest.raises(BrokerUnavailable):
         await FairnessStore(broker).change({"acme": 4.0}, {})
+
+
+async def test_what_is_no_fairness_can_be_replaced(broker: MemoryBroker) -> None:
+    await (await broker.bucket(BUCKET_POLICY)).put(KEY_FAIRNESS, b'{"stream":"PROMPTS","seq":4}')
+    store = FairnessStore(broker)
+    assert await store.change({"acme": 4.0}, {}) == Fairness(weights={"acme": 4.0})
+    assert await store.read() == Fairness(weights={"acme": 4.0})

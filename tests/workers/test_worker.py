@@ -17,7 +17,7 @@ from inferflux.broker.memory import MemoryBroker, MemoryHub
 from inferflux.broker.prefix import prefix_digest
 from inferflux.broker.stamp import Stamp, Stamper
 from inferflux.broker.subjects import HEADER_PREFIX, HEADER_STAMP, Lane, RequestKey, ServiceClass, infer
-from inferflux.broker.wire import Claim, Frame, Usage, decode_frame, decode_prompt, encode
+from inferflux.broker.wire import Claim, Frame, Usage, decode_claim, decode_frame, decode_prompt, encode
 from inferflux.config.metrics import WorkerMetrics
 from inferflux.config.settings import (
     FairnessSettings,
@@ -307,6 +307,14 @@ async def test_a_request_that_was_answered_before_the_ack_is_only_acked(fleet: F
     fleet.start_worker()
     await fleet.wait_until_empty()
     assert await fleet.frames("done") == [terminal]
+
+
+async def test_a_claim_that_nobody_understands_is_taken_over(fleet: Fleet) -> None:
+    await fleet.publish("spoiled")
+    await fleet.client.put_claim(RequestKey("t-acme", "spoiled"), decode_claim(b"{}"), expected_seq=0)
+    fleet.start_worker()
+    assert (await fleet.frames("spoiled"))[-1].usage is not None
+    await fleet.wait_until_empty()
 
 
 async def test_a_second_prompt_under_a_used_id_joins_the_first(slow_fleet: Fleet) -> None:
