@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 import sys
 from types import FrameType
 
@@ -13,7 +14,7 @@ import uvloop
 from litestar import Litestar
 
 from inferflux.broker.credentials import ROLE_API, resolve
-from inferflux.broker.errors import BrokerError, ConfigError
+from inferflux.broker.errors import ConfigError, InferFluxError
 from inferflux.broker.jetstream import JetStreamBroker
 from inferflux.broker.stamp import Stamper
 from inferflux.config import logs
@@ -46,6 +47,12 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._loop.call_soon_threadsafe(self.stop)
 
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Raises InferFluxError when the application could not start, or not end in order."""
+        await super().serve(sockets)
+        if self.lifespan.should_exit:
+            raise InferFluxError("the API failed to start or to stop; the log says why")
+
     def stop(self) -> None:
         """Begin to drain; the second time, stop now."""
         if self._draining is None:
@@ -60,14 +67,14 @@ class Server(uvicorn.Server):
 
 
 def main() -> None:
-    """Exit code 2 for what a person must fix, 1 for a broker that cannot be reached."""
+    """Exit code 2 for what a person must fix, 1 for a broker that cannot be reached and other failures."""
     try:
         settings = load_for_process(sys.argv[1:], os.environ, "python -m inferflux.api").settings
         logs.setup(settings.logging, supervised_name(os.environ) or "api")
         uvloop.run(serve(settings))
     except ConfigError as error:
         sys.exit(_fail(error, 2))
-    except BrokerError as error:
+    except InferFluxError as error:
         sys.exit(_fail(error, 1))
 
 

@@ -76,8 +76,8 @@ class Presence:
         return owners, {key.removeprefix(READER) for key in keys if key.startswith(READER)}
 
     async def _beat(self) -> None:
-        bucket = await self._broker.bucket(BUCKET_PRESENCE)
         try:
+            bucket = await self._broker.bucket(BUCKET_PRESENCE)
             await bucket.put(OWNER + encode_token(self._owner), b"", ttl_s=BEAT_TTL_S)
         except BrokerError as error:
             log.warning("presence not told", reason=str(error))
@@ -92,8 +92,12 @@ class Presence:
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(BEAT_S)
-            await self._beat()
-            now_s = time.monotonic()
-            for key in [key for key, due_s in self._renew_s.items() if due_s <= now_s]:
-                with contextlib.suppress(BrokerError):
-                    await self._renew(key)
+            try:
+                await self._beat()
+                now_s = time.monotonic()
+                for key in [key for key, due_s in self._renew_s.items() if due_s <= now_s]:
+                    with contextlib.suppress(BrokerError):
+                        await self._renew(key)
+            except Exception as error:
+                # The other replicas would take this one for dead, and cancel what it serves.
+                log.error("presence failed", error=error)

@@ -112,4 +112,8 @@ class Pressure:
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(INTERVAL_S)
-            await self.look()
+            try:
+                await self.look()
+            except Exception as error:
+                self.answering = False
+                log.error("queues not looked up", error=error)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from importlib.metadata import PackageNotFoundError, version
 
 import msgspec
 import psutil
@@ -14,6 +13,7 @@ from inferflux.broker.broker import Broker
 from inferflux.broker.errors import BrokerError
 from inferflux.config.logs import get_logger
 from inferflux.config.metrics import ApiMetrics, FleetMetrics
+from inferflux.config.version import package_version
 from inferflux.registry.deadletters import DeadLetters
 from inferflux.registry.fleet import Fleet
 
@@ -120,10 +120,3 @@ class Status:
                 gauges.tokens_per_s.labels(*name).set(model.tokens_per_s)
                 if model.state == READY and not worker.draining:
                     workers.labels(model.id).inc()
-
-
-def package_version() -> str:
-    try:
-        return version("inferflux")
-    except PackageNotFoundError:
-        return ""

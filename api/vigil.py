@@ -124,3 +124,5 @@ class Vigil:
                 await self.look(time.monotonic())
             except BrokerError as error:
                 log.warning("nobody watched over", reason=str(error))
+            except Exception as error:
+                log.error("nobody watched over", error=error)

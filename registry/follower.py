@@ -46,6 +46,8 @@ class FleetFollower:
                 await self._watch()
             except BrokerUnavailable as error:
                 log.warning("fleet not watched", reason=str(error))
+            except Exception as error:
+                log.error("fleet not watched", error=error)
             await asyncio.sleep(RETRY_S)
 
     async def _watch(self) -> None:

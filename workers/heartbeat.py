@@ -6,7 +6,6 @@ import asyncio
 import os
 import socket
 import time
-from importlib.metadata import version
 
 import psutil
 
@@ -15,6 +14,7 @@ from inferflux.broker.errors import BrokerError
 from inferflux.broker.subjects import BUCKET_WORKERS, encode_token
 from inferflux.broker.wire import WorkerBeat, encode
 from inferflux.config.logs import get_logger
+from inferflux.config.version import package_version
 
 from .meter import Meter
 from .worker import Worker
@@ -43,6 +43,9 @@ class Heartbeat:
                     await self._put()
                 except BrokerError as error:
                     log.warning("heartbeat not sent", reason=str(error))
+                except Exception as error:
+                    # A worker that serves must not seem dead.
+                    log.error("heartbeat failed", error=error)
                 await asyncio.sleep(self._interval_s)
         finally:
             if self._bucket is not None:
@@ -63,7 +66,7 @@ class Heartbeat:
             pid=os.getpid(),
             started=worker.started,
             at=time.time(),
-            version=version("inferflux"),
+            version=package_version(),
             draining=worker.draining,
             rss_bytes=self._process.memory_info().rss,
             model_bytes=sum(capacity.model_bytes for capacity in ready),

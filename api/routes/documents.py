@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 from litestar import Response, get
 
+from inferflux.config.version import package_version
+
 from ..openapi import OPERATIONS, Operation, document
-from ..status import package_version
 
 _REQUIRED = " <small>required</small>"
 _STYLE = (

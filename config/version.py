@@ -1,0 +1,13 @@
+"""The version that is installed."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+
+def package_version() -> str:
+    """Empty where the code runs without having been installed."""
+    try:
+        return version("inferflux")
+    except PackageNotFoundError:
+        return ""
