@@ -27,7 +27,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Two replicas and two workers whose stub takes 20 ms a step."""
     settings = {
         "runtime": {"scheduler": {"max_batch_size": 16}, "stub": {"step_s": 0.02}},
-        "streams": {"resume_grace_s": 10.0},
+        "streams": {"resume_grace_s": 5.0},
     }
     folder = tmp_path_factory.mktemp("resume")
     with running_server(folder, num_replicas=2, num_workers=2, settings=settings) as server:
