@@ -186,3 +186,17 @@ async def test_tenants_accounts_share_nothing(servers: NatsServers) -> None:
 
 async def _ignore(_: Exception) -> None:
     """The refusal, which the test of permissions looks at."""
+
+
+async def test_a_message_id_that_another_tenant_used_up_is_told_as_duplicate(servers: NatsServers) -> None:
+    """NATS compares ids over the whole stream; a publisher that tries for the first time can see it."""
+    taken = {subjects.HEADER_MSG_ID: f"t-acme.taken-{servers.num_nodes}"}
+    other = servers.connection("t-a.b c")
+    thief = await nats_py.connect(other.urls[0], inbox_prefix=other.inbox_prefix.encode(), **other.options())
+    lane = Lane("taken", ServiceClass.BATCH, "a.b c")
+    await thief.request(subjects.infer(lane), b"{}", timeout=WAIT_S, headers=taken)
+    await thief.close()
+    async with publisher(servers) as client:
+        own = subjects.infer(lane_of(servers, "taken"))
+        answer = await client.request(own, b"{}", timeout=WAIT_S, headers=taken)
+    assert json.loads(answer.data)["duplicate"] is True
