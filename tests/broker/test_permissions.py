@@ -33,7 +33,7 @@ FORBIDDEN_TO_PUBLISHERS = [
     subjects.cancel(RequestKey("t-globex", "r")),
     subjects.cancel(RequestKey("a-1", "r")),
     subjects.fair("m"),
-    subjects.limit("tokens", "acme", "1"),
+    "inferflux.limit.tokens.acme.1",
     subjects.kv("tenants", "acme"),
     subjects.js_api("STREAM", "INFO", "PROMPTS"),
     subjects.js_api("STREAM", "DELETE", "PROMPTS"),

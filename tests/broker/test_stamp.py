@@ -53,12 +53,6 @@ def test_nonsense_is_no_stamp(header: str | None) -> None:
     assert check(header) is None
 
 
-def test_stamp_vouches_until_it_expires_and_under_its_policy() -> None:
-    assert STAMP.vouches(now_s=1999.9, policy_revision=7)
-    assert not STAMP.vouches(now_s=2000.0, policy_revision=7)
-    assert not STAMP.vouches(now_s=1999.9, policy_revision=8)
-
-
 def test_stamps_of_one_request_do_not_fit_another() -> None:
     assert write() != write(msgspec.structs.replace(STAMP, owner="a-replicb"))
     assert write() != write(msgspec.structs.replace(STAMP, policy_revision=8))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -39,6 +40,27 @@ def test_setup_names_the_python_it_needs(tmp_path: Path) -> None:
     assert "Python 3.11 or newer with the venv module was not found" in done.stderr
     assert "python3-venv" in done.stderr
     assert not (checkout / ".venv").exists()
+
+
+def test_setup_does_not_wait_for_a_run_that_died(tmp_path: Path) -> None:
+    checkout = tmp_path / "checkout"
+    shutil.copytree(ROOT / "scripts", checkout / "scripts")
+    shutil.copy(ROOT / "pyproject.toml", checkout)
+    died = subprocess.Popen(["true"])
+    died.wait()
+    lock = checkout / ".cache" / "setup.pid"
+    lock.parent.mkdir()
+    lock.symlink_to(str(died.pid))
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\n[ "$1" != -m ] || exit 1\n[ "$2" != "${2#*print}" ] || exit 0\necho "$0"\n')
+    python.chmod(0o755)
+    environ = os.environ | {"PYTHON": str(python), "INFERFLUX_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [checkout / "scripts" / "setup.sh"], env=environ, capture_output=True, text=True, check=False, timeout=30
+    )
+    assert "creating .venv" in done.stderr
+    assert "pip failed" in done.stderr
+    assert not lock.is_symlink()
 
 
 def test_a_missing_compiler_is_named_with_its_package(tmp_path: Path) -> None:
