@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
+from harness.faults import Faults, Faulty
 from harness.fleet import LEASE_S, PROMPT, Fleet, assert_exact, deadline, stub_text
 
 from inferflux.api.cancel import Canceller, Order
@@ -106,7 +108,8 @@ async def a_cancel_comes_while_a_worker_claims(fleet: Fleet) -> None:
     request = await fleet.publish(8)
     async with deadline(5, "the worker claims"):
         await gate.reached.wait()
-    await _cancel(fleet, request)
+    # The hint to the worker is lost, as a core message may be.
+    await _cancel(fleet, request, hint=False)
     gate.opened.set()
     async with deadline(5, "the worker lets go"):
         while worker.worker.num_attempts:
@@ -140,13 +143,18 @@ async def a_cancel_comes_after_the_end(fleet: Fleet) -> None:
 
 
 async def a_request_is_handed_back_often(fleet: Fleet) -> None:
-    request = await fleet.publish(50)
-    for number in range(fleet.settings.queue.max_attempts + 1):
+    request = await fleet.publish(150, ignore_eos=True)
+    num_attempts = fleet.settings.queue.max_attempts + 2
+    for number in range(1, num_attempts):
         worker = await fleet.start_worker()
-        await fleet.until_tokens(request, 5 * (number + 1))
+        async with deadline(5, "the next worker goes on"):
+            while len({frame.attempt for frame in await fleet.tape(request)}) < number:
+                await asyncio.sleep(0.01)
         await worker.drain()
     await fleet.start_worker()
-    assert_exact(await fleet.answer(request), 50)
+    frames = await fleet.answer(request)
+    assert_exact(frames, 150)
+    assert len({frame.attempt for frame in frames}) == num_attempts
 
 
 async def a_tape_is_lost_and_the_next_worker_says_other_words(fleet: Fleet) -> None:
@@ -176,11 +184,16 @@ async def a_tape_is_lost_and_the_next_worker_says_other_words(fleet: Fleet) -> N
         assert whole.startswith(text), "words of another answer were passed on"
 
 
-async def _cancel(fleet: Fleet, request: str) -> None:
+async def _cancel(fleet: Fleet, request: str, *, hint: bool = True) -> None:
     """As the API does when its client has gone."""
-    canceller = Canceller(fleet.client, "test", fleet.settings.tape.window_s)
+    faults = Faults()
+    if not hint:
+        faults.drop("send_cancel")
+    broker: Any = Faulty(fleet.client, faults)
+    canceller = Canceller(broker, "test", fleet.settings.tape.window_s)
     async with deadline(5, "the cancel"):
         assert await canceller.cancel(Order(fleet.key(request), None, WHY))
+    await canceller.drain(1.0)
 
 
 async def _assert_cancelled(fleet: Fleet, request: str) -> None:

@@ -20,7 +20,9 @@ pytestmark = [pytest.mark.integration, pytest.mark.cluster]
 
 
 @pytest.fixture(scope="module")
-def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServers]:
+def nats(tmp_path_factory: pytest.TempPathFactory, scale: Scale) -> Iterator[NatsServers]:
+    if not scale.long:
+        pytest.skip("the long form, scripts/chaos.sh; tests/e2e/test_cluster.py kills a leader in the short one")
     servers = NatsServers(tmp_path_factory.mktemp("nats"), Settings(tenants=tenants()), num_nodes=3)
     servers.start_all()
     yield servers

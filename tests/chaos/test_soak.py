@@ -31,7 +31,9 @@ SETTLE_S = 30.0
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
+def server(tmp_path: Path, scale: Scale) -> Iterator[Server]:
+    if not scale.soak_s:
+        pytest.skip("scripts/chaos.sh --soak runs it")
     settings = {
         "runtime": {"scheduler": {"max_batch_size": 16}, "stub": {"step_s": 0.01}},
         "queue": {"lane_idle_s": IDLE_S},
@@ -44,8 +46,6 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 async def test_an_hour_of_mixed_load_leaves_nothing_behind(server: Server, scale: Scale) -> None:
     """Memory grows by at most 1 % an hour over the last half; a shorter soak reports and does not judge."""
-    if not scale.soak_s:
-        pytest.skip("scripts/chaos.sh --soak runs it")
     samples: dict[str, list[tuple[float, int]]] = defaultdict(list)
     outcomes: list[Outcome] = []
     async with _api(server) as api, crowd() as clients:

@@ -23,6 +23,7 @@ class Faults:
         self.dead = asyncio.Event()
         self._gates: dict[str, Gate] = {}
         self._last_calls: set[str] = set()
+        self.dropped: set[str] = set()
         self._thawed = asyncio.Event()
         self._thawed.set()
 
@@ -34,6 +35,10 @@ class Faults:
 
     def die_before(self, call: str) -> None:
         self._last_calls.add(call)
+
+    def drop(self, call: str) -> None:
+        """Such messages are lost on their way."""
+        self.dropped.add(call)
 
     def freeze(self) -> None:
         """As SIGSTOP does, but for the engine: no call goes out until `thaw`."""
@@ -76,6 +81,8 @@ class Faulty:
 
         async def call(*args: Any, **kwargs: Any) -> Any:
             await self._faults.enter(name)
+            if name in self._faults.dropped:
+                return None
             result = await member(*args, **kwargs)
             await self._faults.live()
             return Faulty(result, self._faults) if name == "pull" and result is not None else result
