@@ -27,19 +27,19 @@ class Readers:
 
     async def follow(self, key: RequestKey, seen_seq: int = 0) -> ReplyStream:
         """Read a request that was accepted earlier. Raises BrokerError."""
-        if key.owner == self._owner:
-            self.vigil.returned(key)
-        else:
-            await self._presence.read(key)
+        foreign = key.owner != self._owner
         try:
+            if foreign:
+                await self._presence.read(key)
             return await self.relay.follow(key, seen_seq=seen_seq)
         except BaseException:
-            if key.owner != self._owner:
+            if foreign:
                 self._presence.leave(key)
             raise
 
     def opened(self, key: RequestKey) -> None:
         self._readers[key] += 1
+        self.vigil.begin(key)
 
     def closed(self, exchange: Exchange, *, draining: bool) -> None:
         """A request's last reader decides what becomes of it."""
@@ -49,6 +49,7 @@ class Readers:
         num_left = self._readers[key]
         if not num_left:
             del self._readers[key]
+            self.vigil.end(key)
         if key.owner != self._owner:
             self._presence.leave(key)
         elif not num_left and not exchange.over and not (draining and exchange.ticket.resumable):

@@ -40,6 +40,7 @@ class Vigil:
         self._presence = presence
         self._pressure = pressure
         self._grace_s = grace_s
+        self._here: set[RequestKey] = set()
         self._left: dict[RequestKey, Order] = {}
         self._unread_s: dict[RequestKey, float] = {}
         self._settled: set[RequestKey] = set()
@@ -67,10 +68,14 @@ class Vigil:
         else:
             self._canceller.start(order, partial(self._wait_if_read, order))
 
-    def returned(self, key: RequestKey) -> None:
-        """An own request is read here again."""
-        self._left.pop(key, None)
-        self._unread_s.pop(key, None)
+    def begin(self, key: RequestKey) -> None:
+        """Somebody reads this request here."""
+        self._here.add(key)
+        self._forget(key)
+
+    def end(self, key: RequestKey) -> None:
+        """Nobody reads it here any more."""
+        self._here.discard(key)
 
     async def look(self, now_s: float) -> None:
         """End what has been unread for the grace. Raises BrokerError."""
@@ -86,14 +91,14 @@ class Vigil:
         self._settled &= orphans.keys()
         self._unread_s = {key: since_s for key, since_s in self._unread_s.items() if key in orphans}
         for key, order in orphans.items():
-            if key in self._settled:
+            if key in self._settled or key in self._here:
                 continue
             if key_id(key) in read:
                 self._unread_s[key] = now_s
             elif now_s - self._unread_s.setdefault(key, now_s) >= self._grace_s:
                 await self._end(order)
                 self._settled.add(key)
-                self.returned(key)
+                self._forget(key)
 
     async def _end(self, order: Order) -> None:
         head = await self._broker.read_head(order.key)
@@ -106,12 +111,18 @@ class Vigil:
         if await self._canceller.cancel(Order(order.key, prompt_seq, UNREAD)):
             log.info("cancelled unread", request=order.key.request, owner=order.key.owner)
 
+    def _forget(self, key: RequestKey) -> None:
+        self._left.pop(key, None)
+        self._unread_s.pop(key, None)
+
     def _wait(self, order: Order) -> None:
         self._left[order.key] = order
         self._unread_s.pop(order.key, None)
 
     async def _wait_if_read(self, order: Order) -> bool:
         read = await self._presence.is_read(order.key)
+        if order.key in self._here:
+            return True
         if read:
             self._wait(order)
         return read

@@ -11,6 +11,7 @@ import pytest
 from harness.scripted_worker import Turn
 
 from inferflux.api.presence import OWNER
+from inferflux.broker.errors import BrokerUnavailable
 from inferflux.broker.subjects import BUCKET_PRESENCE, encode_token
 from inferflux.broker.wire import TokenLogprob, decode_frame
 
@@ -197,6 +198,22 @@ async def test_a_purged_stream_is_gone(api: Any) -> None:
     answer = await api.client.get(f"/v1/streams/{name}")
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (410, "stream_gone")
+
+
+async def test_an_outage_while_resuming_leaves_nobody_reading(apis: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    api = await apis.start()
+    other = await apis.start(beside=api)
+    name = (await api.chat()).json()["id"]
+
+    async def away(*_: Any, **__: Any) -> Any:
+        raise BrokerUnavailable("away")
+
+    monkeypatch.setattr(other.broker, "listen_replies", away)
+    answer = await other.client.get(f"/v1/streams/{name}")
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "broker_unavailable")
+    assert not other.parts.presence._read
+    assert other.parts.relay.num_streams == 0
 
 
 async def test_embeddings_have_no_stream(api: Any) -> None:
