@@ -158,7 +158,7 @@ async def _served_to(fleet: Fleet, shapes: dict[str, tuple[int, int]], *, until:
         await fleet.client.listen_replies(tenant_owner(tenant), lambda reply, tenant=tenant: on_reply(tenant, reply))
     filling = [asyncio.create_task(keep_full(tenant, *shape)) for tenant, shape in shapes.items()]
     try:
-        async with deadline(600, "all that was to be served"):
+        async with deadline(3600, "all that was to be served"):
             await target.wait()
     finally:
         for task in filling:
