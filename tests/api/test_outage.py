@@ -11,7 +11,7 @@ import msgspec
 import pytest
 from harness.asgi import running
 from harness.nats import NatsServers, own_nats
-from harness.scripted_worker import SECRET, ScriptedWorker
+from harness.scripted_worker import SECRET, ScriptedWorker, Turn
 
 from inferflux.api.app import create_app
 from inferflux.broker.broker import Broker
@@ -106,3 +106,25 @@ async def test_a_frozen_server_gets_every_request_once(api: Api, own_nats: NatsS
 
     assert [answer.status_code for answer in answers] == [200] * len(posts)
     assert len({turn.prompt.id for turn in api.worker.turns}) == len(api.worker.turns) == len(posts)
+
+
+async def test_an_answer_whose_end_was_lost_with_the_server_is_an_error(api: Api, own_nats: NatsServers) -> None:
+    spoken = asyncio.Event()
+
+    async def lose_the_end(turn: Turn) -> None:
+        await turn.say("Hel")
+        # As after a terminal frame that went down with the tape, which is kept in memory.
+        await turn.delivery.ack()
+        spoken.set()
+
+    api.worker.script = lose_the_end
+    await api.ready(True)
+    post = asyncio.create_task(api.client.post("/v1/completions", json=BODY))
+    async with asyncio.timeout(5):
+        await spoken.wait()
+    own_nats.stop()
+    own_nats.start()
+
+    async with asyncio.timeout(20):
+        answer = await post
+    assert (answer.status_code, answer.json()["error"]["code"]) == (502, "stream_diverged")
