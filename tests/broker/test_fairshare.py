@@ -45,6 +45,16 @@ class TestChoice:
         assert fair.choose(0.0, exclude=[lane("a"), lane("b")]) is None
         assert fair.choose(0.0) == lane("a")
 
+    def test_above_batch_it_is_nobody_while_batch_is_next(self) -> None:
+        fair = fair_share()
+        fair.set_backlog(lane("a", BATCH), 1, 0.0)
+        assert fair.choose(0.0, above_batch=True) is None
+        fair.set_backlog(lane("a", DEFAULT), 1, 0.0)
+        assert fair.choose(0.0, above_batch=True) == lane("a", DEFAULT)
+        fair.charge(lane("a", DEFAULT), num_input=1000, now_s=0.0)
+        assert fair.choose(0.0) == lane("a", BATCH)
+        assert fair.choose(0.0, above_batch=True) is None
+
     def test_a_lane_that_no_longer_waits_is_not_chosen(self) -> None:
         fair = fair_share()
         fair.set_backlog(lane("a"), 1, 0.0)

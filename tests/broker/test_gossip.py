@@ -13,7 +13,8 @@ class TestFleet:
         cpu.merge(gpu.gossip(0.0, 3, "gpu"), 0.0)
         cpu.merge(fair_share("other").gossip(0.0, 5, "cpu"), 0.0)
         assert cpu.free_gpu_slots(0.3) == 3
-        assert cpu.free_gpu_slots(0.31) == 0
+        assert cpu.free_slots_elsewhere(0.3) == 8
+        assert cpu.free_gpu_slots(0.31) == cpu.free_slots_elsewhere(0.31) == 0
         newer = gpu.gossip(0.2, 1, "gpu")
         cpu.merge(newer, 0.2)
         assert cpu.free_gpu_slots(0.3) == 1

@@ -29,6 +29,7 @@ log = get_logger("engine")
 
 IDLE_CHECK_S = 1.0
 CLOSE_S = 3.0
+CHECK_TIMEOUT_S = 60.0
 FAIRNESS = FairnessSettings()
 
 
@@ -100,12 +101,12 @@ class Engine:
         self._share.min_share = min_share
 
     def check_integrity(self) -> None:
-        """Compare pages, slots, sequences and the backend between two steps; any thread. Raises AssertionError, or
-        RuntimeError when the engine does not run."""
+        """Compare pages, slots, sequences and the backend between two steps; any thread. Raises AssertionError,
+        RuntimeError when the engine does not run, or TimeoutError when it makes no steps."""
         self._check_runs()
         checked: Future[None] = Future()
         self._inbox.post(checked)
-        checked.result()
+        checked.result(CHECK_TIMEOUT_S)
 
     def stats(self) -> EngineStats:
         """A snapshot; any thread."""
