@@ -148,7 +148,10 @@ class Broker(Protocol):
     async def publish_prompt(
         self, lane: Lane, body: bytes, *, msg_id: str, headers: Mapping[str, str] | None = None
     ) -> Receipt:
-        """Store a prompt. Raises QueueFull; a lost ack is retried with the same message id before giving up."""
+        """Store a prompt; a lost ack is retried with the same message id before giving up.
+
+        Raises QueueFull, MessageTooLarge.
+        """
 
     async def drop_prompt(self, seq: int) -> bool:
         """Delete a stored prompt, held or not. False when it is gone already."""
@@ -192,12 +195,13 @@ class Broker(Protocol):
     def send_frame(self, key: RequestKey, body: bytes) -> asyncio.Future[int]:
         """Publish a frame at once; the future is the tape's acknowledgement (its sequence).
 
-        It fails with TapeFull or BrokerUnavailable; a failure that nobody awaits is not logged. Frames of one
-        request keep their order.
+        It fails with TapeFull, MessageTooLarge or BrokerUnavailable; a failure that nobody awaits is not logged.
+        Frames of one request keep their order.
         """
 
     async def put_terminal(self, key: RequestKey, body: bytes, *, fence: int) -> int:
-        """Store the terminal frame if the newest claim is still the one at `fence`. Raises ClaimLost, TapeFull.
+        """Store the terminal frame if the newest claim is still the one at `fence`. Raises ClaimLost, TapeFull,
+        MessageTooLarge.
 
         A second one under the same fence changes nothing and returns the sequence of the first.
         """

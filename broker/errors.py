@@ -5,6 +5,7 @@ InferFluxError
 ├── RequestError           the request failed; `code` says how, and becomes the terminal frame or response
 └── BrokerError            the broker could not do what was asked
     ├── BrokerUnavailable  not connected, or no answer in time
+    ├── MessageTooLarge    the server takes no message of this size
     ├── QueueFull          the lane holds as many prompts as it may
     ├── TooManyLanes       the stream holds as many consumers as it may
     ├── TapeFull           the tape has no room for another frame
@@ -119,6 +120,10 @@ class BrokerError(InferFluxError):
 
 class BrokerUnavailable(BrokerError):
     """Not connected to the broker, or it gave no answer in time: whether the call took effect is unknown."""
+
+
+class MessageTooLarge(BrokerError):
+    """The server takes no message of this size (its `max_payload`): trying again is in vain."""
 
 
 class QueueFull(BrokerError):

@@ -70,6 +70,12 @@ class JetStreamBroker(Broker):
             for part in (broker._lanes, broker._frames, broker._tape):
                 await part.open()
             await link.flush()
+            if link.max_payload < settings.server.max_body_bytes:
+                log.warning(
+                    "NATS takes less than the API does: raise its max_payload, or lower server.max_body_bytes",
+                    max_payload=link.max_payload,
+                    max_body_bytes=settings.server.max_body_bytes,
+                )
         except BaseException:
             await link.close()
             raise

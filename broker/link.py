@@ -15,7 +15,7 @@ from nats.protocol.command import hpub_cmd, pub_cmd
 from inferflux.config.logs import get_logger
 
 from .credentials import Connection
-from .errors import BrokerError, BrokerUnavailable, ConfigError
+from .errors import BrokerError, BrokerUnavailable, ConfigError, MessageTooLarge
 from .nats_client import Handler, NatsClient, next_server
 from .packet import Packet
 
@@ -69,6 +69,12 @@ class Link:
     def connected(self) -> bool:
         return self._client is not None and self._client.is_connected and self._up.is_set()
 
+    @property
+    def max_payload(self) -> int:
+        """Bytes of headers and body that the server takes in one message."""
+        assert self._client is not None, "not opened yet"
+        return self._client.max_payload
+
     def inbox(self, purpose: str) -> str:
         """A subject prefix that only this connection listens to."""
         return f"{self._inbox}.{purpose}"
@@ -100,8 +106,9 @@ class Link:
         client = self._client
         if client is None or not self.connected:
             raise BrokerUnavailable(f"not connected to NATS: {self._reason()}")
-        if len(data) > client.max_payload:
-            raise BrokerError(f"a message of {len(data)} bytes is over the server's max_payload {client.max_payload}")
+        size = len(data) + len(headers or b"")
+        if size > client.max_payload:
+            raise MessageTooLarge(f"a message of {size} bytes is over the server's max_payload {client.max_payload}")
         if client.pending_data_size > MAX_BUFFERED:
             raise BrokerUnavailable("NATS takes messages too slowly")
         client.send(hpub_cmd(subject, reply, headers, data) if headers else pub_cmd(subject, reply, data))

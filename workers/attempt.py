@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from inferflux.broker.broker import Broker, Delivery
-from inferflux.broker.errors import BrokerError, BrokerUnavailable, ClaimLost, Code, RequestError
+from inferflux.broker.errors import BrokerError, BrokerUnavailable, ClaimLost, Code, MessageTooLarge, RequestError
 from inferflux.broker.subjects import RequestKey
 from inferflux.broker.wire import AnyPrompt, CompletionPrompt, Failure, failure
 from inferflux.config.logs import get_logger
@@ -53,7 +53,7 @@ class Attempt:
         self.delivery = task.delivery
         self.seq = 0
         self.num_attempts = 1
-        self.outbox = Outbox(broker, task.key, settings.tape, time.monotonic)
+        self.outbox = Outbox(broker, task.key, settings.tape, time.monotonic, self._refused)
         self.answer: Answer | None = None
         self._claims = Claims(broker, task.key, worker, task.delivery.seq)
         self._host = host
@@ -254,11 +254,26 @@ class Attempt:
                 case End.FINISHED | End.FAILED:
                     if self.answer.error is not None and self.answer.error.code == Code.ATTEMPTS_EXHAUSTED:
                         await self._bury(self.answer.error)
-                    await self.outbox.finish(self.answer.terminal(), fence=self.seq)
+                    await self._finish(self.answer)
         except ClaimLost:
             return await self._yield_claim()
         await self.delivery.ack()
         return True
+
+    async def _finish(self, answer: Answer) -> None:
+        try:
+            await self.outbox.finish(answer.terminal(), fence=self.seq)
+        except MessageTooLarge as error:
+            self._refused(error)
+            await self.outbox.finish(answer.terminal(), fence=self.seq)
+
+    def _refused(self, error: MessageTooLarge) -> None:
+        """A piece of the answer cannot be stored, now or ever: without it the rest is worth nothing."""
+        log.error("frame refused", request=self.key.request, reason=str(error))
+        if self.answer is not None:
+            self.answer.fail(
+                failure(Code.ENGINE_ERROR, "a piece of the answer is larger than the message broker takes")
+            )
 
     async def _bury(self, reason: Failure) -> None:
         """Before the end is told: a crash in between buries the prompt again, and does not lose it."""

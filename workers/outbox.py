@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 
 from inferflux.broker.broker import Broker
-from inferflux.broker.errors import BrokerUnavailable, ClaimLost, TapeFull
+from inferflux.broker.errors import BrokerUnavailable, ClaimLost, MessageTooLarge, TapeFull
 from inferflux.broker.subjects import RequestKey
 from inferflux.config.logs import get_logger
 from inferflux.config.settings import TapeSettings
@@ -19,13 +19,24 @@ SWEEP_INTERVAL_S = 0.1
 
 class Outbox:
     """The frames of one attempt. A frame that failed, or was not acknowledged in time, is sent again together with
-    all that followed it, so that the order a reader sees has gaps and repetitions but no inversions."""
+    all that followed it, so that the order a reader sees has gaps and repetitions but no inversions.
 
-    def __init__(self, broker: Broker, key: RequestKey, settings: TapeSettings, now: Callable[[], float]) -> None:
+    A frame that is too large for the server is dropped, and `on_refused` is told: the attempt has to end with an error.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        key: RequestKey,
+        settings: TapeSettings,
+        now: Callable[[], float],
+        on_refused: Callable[[MessageTooLarge], None],
+    ) -> None:
         self._broker = broker
         self._key = key
         self._settings = settings
         self._now = now
+        self._on_refused = on_refused
         self._unacked: deque[tuple[bytes, asyncio.Future[int], float]] = deque()
 
     @property
@@ -34,7 +45,12 @@ class Outbox:
 
     def send(self, body: bytes) -> None:
         """Publish a frame now and keep it until it is acknowledged."""
-        self._unacked.append((body, self._broker.send_frame(self._key, body), self._now()))
+        ack = self._broker.send_frame(self._key, body)
+        refusal = ack.exception() if ack.done() and not ack.cancelled() else None
+        if isinstance(refusal, MessageTooLarge):
+            self._on_refused(refusal)
+        else:
+            self._unacked.append((body, ack, self._now()))
 
     def sweep(self) -> None:
         """Forget what was acknowledged; send again from the first frame that was not. Called every 100 ms."""
@@ -52,7 +68,8 @@ class Outbox:
                 self.send(body)
 
     async def finish(self, body: bytes, *, fence: int) -> int:
-        """Store the terminal frame after everything before it. Raises ClaimLost when the attempt is no longer ours.
+        """Store the terminal frame after everything before it. Raises ClaimLost when the attempt is no longer ours,
+        MessageTooLarge when the server will never take the frame.
 
         Broker trouble is waited out: only the claim decides whether this attempt may end the request.
         """

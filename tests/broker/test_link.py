@@ -1,17 +1,21 @@
-"""A link that was thrown out comes back as one connection, however many tries that took."""
+"""A link comes back as one connection, however many tries that took, and knows what its server takes."""
 
 from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
 from harness.nats import NatsServers
 from harness.world import WAIT_S, Inbox
 
 from inferflux.broker import subjects
 from inferflux.broker.credentials import Connection
+from inferflux.broker.errors import MessageTooLarge
 from inferflux.broker.link import Link
 from inferflux.broker.nats_client import NatsClient
+from inferflux.broker.subjects import Lane, RequestKey, ServiceClass
+from inferflux.config.settings import ServerSettings
 
 pytestmark = pytest.mark.integration
 
@@ -63,3 +67,20 @@ async def test_tries_that_time_out_do_not_multiply(own_nats: NatsServers) -> Non
     assert [await inbox.next(bytes), await inbox.next(bytes)] == [b"once", b"last"]
     await link.close()
     assert link.max_running == 1
+
+
+async def test_what_the_server_takes_no_more_of_is_refused_before_it_is_sent(
+    own_nats: NatsServers, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server counts headers too; sending more would cost the connection."""
+    large = msgspec.structs.replace(own_nats.settings, server=ServerSettings(max_body_bytes=8 * 1024 * 1024 + 1))
+    async with own_nats.broker("api") as api:
+        assert "max_payload" not in caplog.text
+        lane = Lane("m", ServiceClass.DEFAULT, "acme")
+        with pytest.raises(MessageTooLarge):
+            await api.publish_prompt(lane, b"x" * (8 * 1024 * 1024 - 10), msg_id="1")
+        await api.publish_prompt(lane, b"x" * (8 * 1024 * 1024 - 100), msg_id="1")
+        frame = api.send_frame(RequestKey("a-1", "r"), b"x" * (8 * 1024 * 1024 + 1))
+        assert isinstance(frame.exception(), MessageTooLarge)
+    async with own_nats.broker("api", large):
+        assert "raise its max_payload" in caplog.text

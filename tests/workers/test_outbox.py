@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from inferflux.broker.errors import BrokerUnavailable, ClaimLost, TapeFull
+from inferflux.broker.errors import BrokerUnavailable, ClaimLost, MessageTooLarge, TapeFull
 from inferflux.broker.subjects import RequestKey
 from inferflux.config.settings import TapeSettings
 from inferflux.workers.outbox import Outbox
@@ -17,9 +17,13 @@ class ScriptedTape:
         self.sent: list[tuple[bytes, asyncio.Future[int]]] = []
         self.terminals: list[bytes] = []
         self.terminal_errors: list[Exception] = []
+        self.max_payload = 100
 
     def send_frame(self, key: RequestKey, body: bytes) -> "asyncio.Future[int]":
         ack: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        if len(body) > self.max_payload:
+            ack.set_exception(MessageTooLarge("too large"))
+            return ack
         self.sent.append((body, ack))
         return ack
 
@@ -41,8 +45,9 @@ class Clock:
         return self.now_s
 
 
-def outbox(tape: ScriptedTape, clock: Clock) -> Outbox:
-    return Outbox(tape, KEY, TapeSettings(ack_timeout_s=1.0), clock)  # type: ignore[arg-type]
+def outbox(tape: ScriptedTape, clock: Clock, refused: list[MessageTooLarge] | None = None) -> Outbox:
+    told = [] if refused is None else refused
+    return Outbox(tape, KEY, TapeSettings(ack_timeout_s=1.0), clock, told.append)  # type: ignore[arg-type]
 
 
 async def test_acknowledged_frames_are_forgotten() -> None:
@@ -114,3 +119,21 @@ async def test_drain_while_the_background_sweep_forgets_everything() -> None:
     tape.sent[0][1].set_result(1)
     await draining
     assert box.num_unacked == 0
+
+
+async def test_what_the_server_will_never_take_is_told_once_and_not_sent_again() -> None:
+    tape, clock = ScriptedTape(), Clock()
+    refused: list[MessageTooLarge] = []
+    box = outbox(tape, clock, refused)
+    box.send(b"0")
+    box.send(b"1" * 101)
+    assert len(refused) == 1
+    assert box.num_unacked == 1
+    clock.now_s = 1.1
+    box.sweep()
+    assert tape.bodies == [b"0", b"0"]
+    assert len(refused) == 1
+    tape.terminal_errors = [MessageTooLarge("too large")]
+    tape.sent[-1][1].set_result(1)
+    with pytest.raises(MessageTooLarge):
+        await box.finish(b"end", fence=5)

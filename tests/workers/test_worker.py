@@ -13,6 +13,7 @@ import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 
+from inferflux.broker.errors import Code, MessageTooLarge
 from inferflux.broker.memory import MemoryBroker, MemoryHub
 from inferflux.broker.prefix import prefix_digest
 from inferflux.broker.stamp import Stamp, Stamper
@@ -65,13 +66,13 @@ class Fleet:
         for owner in owners:
             await self.client.listen_replies(owner, lambda reply: self._take(reply.key, decode_frame(reply.body)))
 
-    def start_worker(self) -> Worker:
+    def start_worker(self, broker: MemoryBroker | None = None) -> Worker:
         tenants = Tenants.from_settings(self.settings)
         host = ModelHost(
             "stub", open_backend("stub", None, self.settings.runtime), self.settings.runtime, self._metrics
         )
         reader = PromptReader(STAMPER, SEALER, tenants)
-        worker = Worker(self.settings, MemoryBroker(self.hub), [host], tenants, reader, Meter(self._metrics))
+        worker = Worker(self.settings, broker or MemoryBroker(self.hub), [host], tenants, reader, Meter(self._metrics))
         self.workers.append((worker, asyncio.create_task(worker.run())))
         return worker
 
@@ -307,6 +308,37 @@ async def test_a_request_that_was_answered_before_the_ack_is_only_acked(fleet: F
     fleet.start_worker()
     await fleet.wait_until_empty()
     assert await fleet.frames("done") == [terminal]
+
+
+class SmallBroker(MemoryBroker):
+    """A server that takes only so many bytes in a message."""
+
+    def __init__(self, hub: MemoryHub, max_payload: int) -> None:
+        super().__init__(hub)
+        self._max_payload = max_payload
+
+    def send_frame(self, key: RequestKey, body: bytes) -> asyncio.Future[int]:
+        if len(body) <= self._max_payload:
+            return super().send_frame(key, body)
+        refused: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        refused.set_exception(MessageTooLarge("too large"))
+        return refused
+
+    async def put_terminal(self, key: RequestKey, body: bytes, *, fence: int) -> int:
+        if len(body) > self._max_payload:
+            raise MessageTooLarge("too large")
+        return await super().put_terminal(key, body, fence=fence)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 10], ids=["terminal", "first of many"])
+async def test_a_piece_that_the_server_will_never_take_ends_the_request(fleet: Fleet, max_tokens: int) -> None:
+    """The first frame of an attempt also names model and backend: it alone is over the limit, or also the last."""
+    fleet.start_worker(SmallBroker(fleet.hub, max_payload=200))
+    await fleet.publish("large", max_tokens=max_tokens)
+    (end,) = [frame for frame in await fleet.frames("large") if frame.terminal]
+    assert end.error is not None
+    assert end.error.code == Code.ENGINE_ERROR
+    await fleet.wait_until_empty()
 
 
 async def test_a_claim_that_nobody_understands_is_taken_over(fleet: Fleet) -> None:
