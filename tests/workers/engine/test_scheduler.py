@@ -14,7 +14,7 @@ from inferflux.config.settings import SchedulerSettings
 from inferflux.workers.backends.backend import Capacity, Sample, SamplingParams
 from inferflux.workers.engine.job import Job
 from inferflux.workers.engine.pages import chain_hash, root_hash
-from inferflux.workers.engine.plan import Plan
+from inferflux.workers.engine.plan import Placement, Plan
 from inferflux.workers.engine.scheduler import Scheduler
 from inferflux.workers.engine.sequence import Sequence
 
@@ -35,6 +35,15 @@ def capacity(*, pages_shared: bool, num_pages: int = 64, max_sequences: int = 4,
     )
 
 
+def chain_of(tokens: list[int], salt: str) -> tuple[bytes, ...]:
+    """The hashes of the full pages."""
+    chain: list[bytes] = []
+    for start in range(0, len(tokens) - PAGE + 1, PAGE):
+        parent = chain[-1] if chain else root_hash("test", salt)
+        chain.append(chain_hash(parent, tokens[start : start + PAGE]))
+    return tuple(chain)
+
+
 class Memory:
     """What a backend's KV would hold, as tokens: a sequence that reads anything but its own past fails."""
 
@@ -45,7 +54,7 @@ class Memory:
 
     def run(self, plan: Plan) -> list[Sample]:
         for placement in plan.placements:
-            assert self.shared or len(self.streams[placement.slot]) >= len(placement.lost) * PAGE
+            self.check_lost(placement)
             held = self.streams[placement.slot if placement.source is None else placement.source]
             assert self.shared or len(held) >= placement.num_tokens
             self.streams[placement.slot] = held[: placement.num_tokens]
@@ -61,6 +70,12 @@ class Memory:
             else:
                 samples.append(Sample(None if chunk.sampling is None else sum(chunk.history) % 7))
         return samples
+
+    def check_lost(self, placement: Placement) -> None:
+        """What is said to be lost is what lies there: it would be saved under those names."""
+        if placement.lost:
+            tokens = self.streams[placement.slot][: len(placement.lost) * PAGE]
+            assert placement.lost in (chain_of(tokens, ""), chain_of(tokens, "tenant"))
 
     def read(self, slot: int, block_table: list[int], end: int) -> list[int]:
         if not self.shared:
@@ -102,16 +117,11 @@ class Driver:
 
     def adopt(self, prompt: list[int], salt: str, *, works: bool) -> None:
         """A saved prefix comes back, or is not what it seemed."""
-        chain: list[bytes] = []
-        for start in range(0, len(prompt) - PAGE + 1, PAGE):
-            parent = chain[-1] if chain else root_hash("test", salt)
-            chain.append(chain_hash(parent, prompt[start : start + PAGE]))
-        if not chain:
-            return
-        placement = self.scheduler.cache.adopt(chain)
+        chain = chain_of(prompt, salt)
+        placement = self.scheduler.cache.adopt(chain) if chain else None
         if placement is None:
             return
-        assert len(self.memory.streams[placement.slot]) >= len(placement.lost) * PAGE
+        self.memory.check_lost(placement)
         self.memory.streams[placement.slot] = prompt[: placement.num_tokens] if works else []
         if not works:
             self.scheduler.cache.clear(placement.slot)
