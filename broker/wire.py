@@ -65,7 +65,7 @@ class Generation(Prompt, frozen=True, kw_only=True):
     stop: Annotated[tuple[Annotated[str, Meta(min_length=1)], ...], Meta(max_length=16)] = ()
     seed: int | None = None
     n: Annotated[int, Meta(ge=1, le=128)] = 1
-    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] = {}
+    logit_bias: dict[Annotated[str, Meta(max_length=10)], Annotated[float, Meta(ge=-100, le=100)]] = {}
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     ignore_eos: bool = False
 

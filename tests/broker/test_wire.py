@@ -88,6 +88,7 @@ def test_unknown_fields_are_ignored(prompt: wire.AnyPrompt) -> None:
         (b'{"type": "chat", "id": "r", "messages": [{"content": "x"}]}', r"messages\[0\]"),
         (b'{"type": "song", "id": "r"}', "song"),
         (b'{"type": "completion", "id": "r", "prompt": "x", "top_k": 4294967297}', "top_k"),
+        (b'{"type": "completion", "id": "r", "prompt": "x", "logit_bias": {"' + b"1" * 5000 + b'": 1}}', "logit_bias"),
         (b"[]", "object"),
     ],
 )
