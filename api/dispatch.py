@@ -14,6 +14,7 @@ from inferflux.broker.broker import Receipt
 from inferflux.broker.errors import (
     BrokerUnavailable,
     Code,
+    MessageTooLarge,
     QueueFull,
     RequestError,
     TapeFull,
@@ -201,9 +202,11 @@ class Dispatcher:
         return receipt, self._opened(ticket, stream, arrival.started_s)
 
     async def _publish(self, arrival: Arrival, draft: Draft) -> Receipt:
-        """Raises FailureError with the time after which there may be room."""
+        """Raises FailureError for what is too large, and with the time after which there may be room."""
         try:
             return await self._desk.publish(draft, arrival.headers)
+        except MessageTooLarge as error:
+            raise FailureError(to_failure(error)) from error
         except (QueueFull, TooManyLanes, TapeFull) as error:
             retry_s = self._pressure.retry_after_s(arrival.model.id)
             raise FailureError(msgspec.structs.replace(to_failure(error), retry_after_s=retry_s)) from error

@@ -15,6 +15,7 @@ from inferflux.broker.errors import (
     BrokerUnavailable,
     Code,
     HttpError,
+    MessageTooLarge,
     QueueFull,
     RequestError,
     TapeFull,
@@ -56,6 +57,10 @@ def to_failure(error: Exception) -> Failure:
         case RequestError():
             return Failure(
                 code=error.code.value, message=error.message, param=error.param, retry_after_s=error.retry_after_s
+            )
+        case MessageTooLarge():
+            return Failure(
+                code=Code.REQUEST_TOO_LARGE.value, message="the request is larger than the message broker accepts"
             )
         case QueueFull():
             return _overload(Code.QUEUE_FULL, "this model's queue is full for you; try again shortly")

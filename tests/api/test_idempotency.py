@@ -11,7 +11,7 @@ import pytest
 from harness.scripted_worker import Turn, failing, hello, silent
 
 from inferflux.api import idempotency
-from inferflux.broker.errors import BrokerUnavailable, Code, QueueFull
+from inferflux.broker.errors import BrokerError, BrokerUnavailable, Code, MessageTooLarge, QueueFull
 
 HI = {"messages": [{"role": "user", "content": "Hi"}]}
 
@@ -96,14 +96,21 @@ async def test_a_failure_that_may_pass_is_tried_again(api: Any, code: Code, runs
     assert len(api.worker.turns) == runs
 
 
-async def test_a_refused_request_frees_its_key(api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [(QueueFull("full"), 429, "queue_full"), (MessageTooLarge("large"), 413, "request_too_large")],
+)
+async def test_a_refused_request_frees_its_key(
+    api: Any, monkeypatch: pytest.MonkeyPatch, error: BrokerError, status: int, code: str
+) -> None:
     with monkeypatch.context() as patch:
 
-        async def full(*_: Any, **__: Any) -> Any:
-            raise QueueFull("full")
+        async def refuse(*_: Any, **__: Any) -> Any:
+            raise error
 
-        patch.setattr(api.broker, "publish_prompt", full)
-        assert (await post(api)).status_code == 429
+        patch.setattr(api.broker, "publish_prompt", refuse)
+        answer = await post(api)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
     assert (await post(api, max_tokens=5)).status_code == 200
 
 
