@@ -211,7 +211,7 @@ class Attempt:
             raise RequestError(
                 Code.ATTEMPTS_EXHAUSTED, f"{num} workers were lost while they worked on this request; it is given up"
             )
-        if prompt.deadline is not None and time.time() > prompt.deadline:
+        if prompt.deadline is not None and time.time() > prompt.deadline and not replay.begun:
             raise RequestError(Code.QUEUE_TIMEOUT, "the request waited longer than its deadline allows")
         lane = self.delivery.lane
         template = Job(

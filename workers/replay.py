@@ -37,6 +37,11 @@ class Replay:
             if choice.tokens and seal.running_hash(number).update(choice.tokens) != choice.hash:
                 self._choices[number] = ReplayedChoice()
 
+    @property
+    def begun(self) -> bool:
+        """Whether an earlier attempt got as far as a token."""
+        return any(choice.tokens for choice in self._choices.values())
+
     def choice(self, number: int) -> ReplayedChoice:
         return self._choices.get(number, ReplayedChoice())
 

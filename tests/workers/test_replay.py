@@ -61,6 +61,11 @@ def test_tokens_that_do_not_make_their_hash_start_over() -> None:
     assert replay(spliced).choice(0).tokens == ()
 
 
+def test_a_request_has_begun_with_its_first_token() -> None:
+    assert replay([frame(0, [100])]).begun
+    assert not replay([Frame(id="r", attempt=1)]).begun
+
+
 def test_a_finish_reason_ends_a_choice() -> None:
     result = replay([frame(0, [100]), frame(1, [6], finish_reason="stop")])
     assert result.choice(0).finished
