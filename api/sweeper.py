@@ -78,9 +78,7 @@ class Sweeper:
             looked, ended = await self._look(lane, MAX_LOOKED - num_looked)
             num_looked += looked
             num_ended += ended
-        if lanes:
-            num_ended += await self._walk()
-        return num_ended
+        return num_ended + await self._walk()
 
     async def _run(self) -> None:
         await self._follower.ready.wait()

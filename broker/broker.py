@@ -160,7 +160,10 @@ class Broker(Protocol):
         """A stored prompt as it was published, or None when it is gone."""
 
     async def next_prompt(self, after_seq: int, lane: Lane | None = None) -> StoredPrompt | None:
-        """The oldest prompt after a sequence, of one lane or of all, held or not. Brings its whole body."""
+        """The oldest prompt after a sequence, of one lane or of all, held or not. Brings its whole body.
+
+        Of all, it also removes what it passes on subjects that name no lane.
+        """
 
     async def in_flight(self) -> dict[Lane, int]:
         """Prompts of each lane that were delivered and not acknowledged yet; for people, not for every second."""

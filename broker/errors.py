@@ -6,7 +6,7 @@ InferFluxError
 └── BrokerError            the broker could not do what was asked
     ├── BrokerUnavailable  not connected, or no answer in time
     ├── MessageTooLarge    the server takes no message of this size
-    ├── QueueFull          the lane holds as many prompts as it may
+    ├── QueueFull          the lane, or the whole queue, holds as many prompts as it may
     ├── TooManyLanes       the stream holds as many consumers as it may
     ├── TapeFull           the tape has no room for another frame
     ├── ClaimLost          somebody else wrote the claim first; `actual_seq` is theirs when known
@@ -127,7 +127,7 @@ class MessageTooLarge(BrokerError):
 
 
 class QueueFull(BrokerError):
-    """The lane holds as many prompts as it may."""
+    """The lane, or the whole queue, holds as many prompts as it may."""
 
 
 class TooManyLanes(BrokerError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 
 from inferflux.config.logs import get_logger
@@ -15,7 +16,7 @@ from .credentials import ROLE_ADMIN, ROLE_API, Connection, resolve
 from .delivery import delete_prompt
 from .errors import BrokerError, InferFluxError, QueueFull
 from .frames import FramePublisher
-from .jetstream_api import ERR_STREAM_STORE_FAILED, ApiError, JetStreamApi
+from .jetstream_api import ERR_INSUFFICIENT_RESOURCES, ERR_STREAM_STORE_FAILED, ApiError, JetStreamApi
 from .lanes import Lanes
 from .link import Link
 from .packet import Packet
@@ -95,6 +96,8 @@ class JetStreamBroker(Broker):
         except ApiError as error:
             if error.err_code == ERR_STREAM_STORE_FAILED and "per subject" in error.description:
                 raise QueueFull(f"{lane.tenant} has as many prompts waiting as a lane may hold") from error
+            if "maximum bytes exceeded" in error.description or error.err_code in ERR_INSUFFICIENT_RESOURCES:
+                raise QueueFull("the queue has no room for another prompt") from error
             raise
         return Receipt(ack.seq, ack.duplicate)
 
@@ -114,6 +117,9 @@ class JetStreamBroker(Broker):
             try:
                 found = subjects.parse_lane(stored.subject)
             except ValueError:
+                # Nobody pulls it or can answer it, and it would take up room for ever.
+                log.warning("removed a prompt on a subject that is no lane", subject=stored.subject)
+                await self.drop_prompt(stored.seq)
                 after_seq = stored.seq
                 continue
             return StoredPrompt(stored.seq, found, stored.data, stored.headers, stored.stored_s)
@@ -240,8 +246,6 @@ class JetStreamBroker(Broker):
 def _by_lane(counts: Mapping[str, int]) -> dict[Lane, int]:
     lanes: dict[Lane, int] = {}
     for subject, count in counts.items():
-        try:
+        with contextlib.suppress(ValueError):  # no lane: `next_prompt` removes it
             lanes[subjects.parse_lane(subject)] = count
-        except ValueError:
-            log.warning("a prompt waits on a subject that is no lane", subject=subject)
     return lanes

@@ -67,6 +67,8 @@ class MemoryPrompts:
             return Receipt(self._message_ids[msg_id][0], True)
         if self.backlog().get(lane, 0) >= self._settings.max_msgs_per_subject:
             raise QueueFull(f"{lane.tenant} has as many prompts waiting as a lane may hold")
+        if sum(len(prompt.body) for prompt in self._prompts.values()) + len(body) > self._settings.max_bytes:
+            raise QueueFull("the queue has no room for another prompt")
         self._last_seq += 1
         headers = {**headers, HEADER_MSG_ID: msg_id}
         self._prompts[self._last_seq] = _Prompt(self._last_seq, lane, body, headers, time.time())

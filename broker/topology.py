@@ -82,6 +82,7 @@ def streams(settings: Settings) -> tuple[StreamConfig, ...]:
             discard="new",
             discard_new_per_subject=True,
             max_msgs_per_subject=settings.queue.max_msgs_per_subject,
+            max_bytes=settings.queue.max_bytes,
             duplicate_window=DUPLICATE_WINDOW_S * NANOS,
             republish=Republish(subjects.BELL_SOURCE, subjects.BELL_DESTINATION, headers_only=True),
         ),
@@ -229,7 +230,8 @@ def _explain(wanted: StreamConfig, error: ApiError) -> str:
     if "replicas" in text or "peers" in text:
         fix = f"broker.replicas is {wanted.num_replicas}, which needs as many NATS servers in one cluster"
     elif "memory" in text or "storage" in text or "resources" in text:
-        fix = f"give the server more JetStream {wanted.storage} storage, or lower tape.max_bytes ({wanted.max_bytes})"
+        name = "queue.max_bytes" if wanted.name == subjects.STREAM_PROMPTS else "tape.max_bytes"
+        fix = f"give the server more JetStream {wanted.storage} storage, or lower {name} ({wanted.max_bytes})"
     else:
         fix = (
             f"a stream {wanted.name} with other properties is there; stop InferFlux, delete that stream (its messages "

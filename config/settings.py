@@ -55,6 +55,7 @@ class QueueSettings(Section, frozen=True, kw_only=True):
     """Bounds on what waits, leases on what runs."""
 
     max_msgs_per_subject: Positive = 10_000
+    max_bytes: Positive = 2 * 1024 * 1024 * 1024
     max_lanes: Positive = 900
     lane_idle_s: Seconds = 300.0
     max_running_per_lane: Positive = 256

@@ -200,3 +200,19 @@ async def test_a_message_id_that_another_tenant_used_up_is_told_as_duplicate(ser
         own = subjects.infer(lane_of(servers, "taken"))
         answer = await client.request(own, b"{}", timeout=WAIT_S, headers=taken)
     assert json.loads(answer.data)["duplicate"] is True
+
+
+async def test_what_is_on_no_lane_is_removed(servers: NatsServers, fleet: Fleet) -> None:
+    """A publisher may use any token for the model, also one that no name is spelled as."""
+    lane = lane_of(servers, "strays")
+    async with publisher(servers) as client:
+        await client.request("inferflux.infer.$weird$.default.acme", b"{}", timeout=WAIT_S)
+        answer = await client.request("inferflux.infer.=61.default.acme", b"{}", timeout=WAIT_S)
+        stray = json.loads(answer.data)["seq"]
+        kept = json.loads((await client.request(subjects.infer(lane), b"{}", timeout=WAIT_S)).data)["seq"]
+    found = await fleet.api.next_prompt(stray - 2)
+    assert found is not None
+    assert found.seq == kept
+    assert not await fleet.api.drop_prompt(stray)
+    assert not await fleet.api.drop_prompt(stray - 1)
+    assert await fleet.api.drop_prompt(kept)

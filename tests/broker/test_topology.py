@@ -23,7 +23,8 @@ from inferflux.config.settings import QueueSettings, Settings, TapeSettings
 
 KEY = RequestKey("a-1", "r")
 SMALL = settings_for_tests(
-    queue=QueueSettings(max_msgs_per_subject=2, max_lanes=2), tape=TapeSettings(max_bytes=64 * 1024)
+    queue=QueueSettings(max_msgs_per_subject=2, max_lanes=2, max_bytes=64 * 1024),
+    tape=TapeSettings(max_bytes=64 * 1024),
 )
 
 
@@ -33,7 +34,7 @@ def lane(tenant: str) -> Lane:
 
 @pytest.fixture(params=["memory", pytest.param("nats", marks=pytest.mark.integration)])
 async def small(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
-    """A world with room for two prompts a lane, two lanes, and 64 KiB of tape."""
+    """A world with room for two prompts a lane, two lanes, and 64 KiB of queue and of tape."""
     servers = None
     if request.param == "nats":
         servers = NatsServers(tmp_path / "nats", SMALL)
@@ -43,6 +44,15 @@ async def small(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     await world.close()
     if servers is not None:
         servers.close()
+
+
+async def test_full_queue_refuses_whatever_the_lane(small: World) -> None:
+    api = await small.broker("api")
+    first = await api.publish_prompt(lane("a"), b"x" * 40_000, msg_id="1")
+    with pytest.raises(QueueFull):
+        await api.publish_prompt(lane("b"), b"x" * 40_000, msg_id="2")
+    await api.drop_prompt(first.seq)
+    await api.publish_prompt(lane("b"), b"x" * 40_000, msg_id="2")
 
 
 async def test_full_lane_refuses_until_one_is_done(small: World) -> None:
