@@ -8,7 +8,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from inferflux.broker.broker import Broker, Delivery
@@ -59,6 +59,7 @@ class Worker:
         self._intakes: dict[str, Intake] = {}
         self._attempts: dict[RequestKey, Attempt] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._purges: dict[RequestKey, asyncio.TimerHandle] = {}
         self._stopping = asyncio.Event()
 
     @property
@@ -87,6 +88,8 @@ class Worker:
             if not self.hung:
                 await self._drain()
         finally:
+            for purge in self._purges.values():
+                purge.cancel()
             for task in background:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
@@ -150,8 +153,7 @@ class Worker:
                 del self._attempts[attempt.key]
             self._intakes[attempt.delivery.lane.model].ended(attempt.delivery.lane)
         if over:
-            key = attempt.key  # the timer must not keep the whole attempt
-            self._after(self._settings.tape.window_s, lambda: self._purge(key))
+            self._purge_later(attempt.key)
 
     def _on_cancel(self, key: RequestKey) -> None:
         attempt = self._attempts.get(key)
@@ -229,5 +231,11 @@ class Worker:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _after(self, delay_s: float, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        asyncio.get_running_loop().call_later(delay_s, lambda: self._spawn(work()))
+    def _purge_later(self, key: RequestKey) -> None:
+        def purge() -> None:
+            del self._purges[key]
+            self._spawn(self._purge(key))
+
+        if (earlier := self._purges.get(key)) is not None:
+            earlier.cancel()
+        self._purges[key] = asyncio.get_running_loop().call_later(self._settings.tape.window_s, purge)
