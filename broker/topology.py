@@ -230,8 +230,10 @@ def _explain(wanted: StreamConfig, error: ApiError) -> str:
     if "replicas" in text or "peers" in text:
         fix = f"broker.replicas is {wanted.num_replicas}, which needs as many NATS servers in one cluster"
     elif "memory" in text or "storage" in text or "resources" in text:
-        name = "queue.max_bytes" if wanted.name == subjects.STREAM_PROMPTS else "tape.max_bytes"
-        fix = f"give the server more JetStream {wanted.storage} storage, or lower {name} ({wanted.max_bytes})"
+        bound = "tape.max_bytes" if wanted.storage == "memory" else "queue.max_bytes and queue.dead_max_bytes"
+        fix = (
+            f"the server sets a stream's bound aside: give it more JetStream {wanted.storage} storage, or lower {bound}"
+        )
     else:
         fix = (
             f"a stream {wanted.name} with other properties is there; stop InferFlux, delete that stream (its messages "

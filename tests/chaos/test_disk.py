@@ -32,7 +32,9 @@ def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SmallDiskNats]:
 @pytest.fixture(scope="module")
 def server(nats: SmallDiskNats, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     store = Path(nats.settings.broker.store_dir)
-    with running_server(tmp_path_factory.mktemp("full"), nats_dir=store) as server:
+    # JetStream sets a stream's bound aside when it is created: the queue's must fit the small disk.
+    settings = {"queue": {"max_bytes": 64 * 1024 * 1024, "dead_max_bytes": 8 * 1024 * 1024}}
+    with running_server(tmp_path_factory.mktemp("full"), nats_dir=store, settings=settings) as server:
         yield server
 
 
