@@ -56,8 +56,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 async def test_a_light_tenant_waits_for_two_slot_releases_at_most(server: Server, scale: Scale) -> None:
     """The bar is in seconds, which need a machine of one's own: the long form. The short form counts the requests that
-    were started between a request's acceptance and its own start, which are slot releases that it did not get."""
-    num_requests = 200 if scale.long else 25
+    were started between a request's acceptance and its own start, which are slot releases that it did not get; of so
+    few requests the 99th percentile is the worst one, so there it is the 90th."""
+    num_requests, quantile = (200, 0.99) if scale.long else (25, 0.9)
     async with crowd() as clients:
         alone = await _ask_one_by_one(clients, server, LIGHT, num_requests)
         async with _flood(clients, server, FLOODERS) as ended:
@@ -65,7 +66,7 @@ async def test_a_light_tenant_waits_for_two_slot_releases_at_most(server: Server
         async with _flood(clients, server, (FCFS,)):
             fcfs = await _ask_one_by_one(clients, server, FCFS, 20 if scale.long else 2)
     starts = _Starts(server)
-    num_ahead = _percentile(starts.num_ahead(LIGHT)[num_requests:])
+    num_ahead = _percentile(starts.num_ahead(LIGHT)[num_requests:], quantile)
     num_ahead_fcfs = _percentile(starts.num_ahead(FCFS))
     # When the second slot came free after each request of the light tenant, as the others' clients saw it.
     releases_s = _percentile(
@@ -73,7 +74,7 @@ async def test_a_light_tenant_waits_for_two_slot_releases_at_most(server: Server
     )
     alone_s, fair_s, fcfs_s = (_percentile([each.ttft_s for each in outcomes]) for outcomes in (alone, fair, fcfs))
     report = (
-        f"p99 of what is started first: {num_ahead}, FCFS {num_ahead_fcfs}; of TTFT: alone {alone_s:.3f} s, "
+        f"{quantile:.0%} quantile of what is started first: {num_ahead}, FCFS {num_ahead_fcfs}; of TTFT: alone {alone_s:.3f} s, "
         f"fair {fair_s:.3f}, FCFS {fcfs_s:.3f}; of two slot releases: {releases_s:.3f}"
     )
     print(report)
@@ -233,6 +234,5 @@ class _Starts:
         ]
 
 
-def _percentile(values: Sequence[float]) -> float:
-    """The 99th."""
-    return sorted(values)[round(0.99 * (len(values) - 1))]
+def _percentile(values: Sequence[float], quantile: float = 0.99) -> float:
+    return sorted(values)[round(quantile * (len(values) - 1))]
