@@ -74,8 +74,8 @@ async def test_a_light_tenant_waits_for_two_slot_releases_at_most(server: Server
     )
     alone_s, fair_s, fcfs_s = (_percentile([each.ttft_s for each in outcomes]) for outcomes in (alone, fair, fcfs))
     report = (
-        f"{quantile:.0%} quantile of what is started first: {num_ahead}, FCFS {num_ahead_fcfs}; "
-        f"p99 of TTFT: alone {alone_s:.3f} s, fair {fair_s:.3f}, FCFS {fcfs_s:.3f}; of two slot releases: {releases_s:.3f}"
+        f"started first, {quantile:.0%} quantile: {num_ahead}, FCFS {num_ahead_fcfs}; TTFT p99: alone {alone_s:.3f} s, "
+        f"fair {fair_s:.3f}, FCFS {fcfs_s:.3f}; two slot releases: {releases_s:.3f}"
     )
     print(report)
     assert num_ahead <= 2, report
