@@ -10,29 +10,20 @@ Litestar `Stream`. Both send one SSE event for each token. One pair is ours, the
 from __future__ import annotations
 
 import argparse
-import os
-import socket
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
-import httpx
 import msgspec
 import uvloop
-import yaml
+from client import Server
 from load import LoadResult, Target, closed_loop
 from ratios import Ratio, paired
 from rich.console import Console
 from rich.table import Table
+from servers import bare_stream, inferflux
 from stages import Stages, measure_stages
 
-KEY = "relay-benchmark"
-HERE = Path(__file__).parent
 PATH = "/v1/chat/completions"
 
 
@@ -66,8 +57,12 @@ def main() -> None:
     arguments = parser.parse_args()
     console = Console()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as running:
-        ours = running.enter_context(_serve(Path(folder)))
-        bare = running.enter_context(_bare(Path(folder)))
+        model, runtime = (
+            {"id": "stub", "backend": "stub"},
+            {"scheduler": {"max_batch_size": 32}, "stub": {"step_s": 0.0}},
+        )
+        ours = _target(running.enter_context(inferflux(Path(folder), model, runtime)))
+        bare = _target(running.enter_context(bare_stream(Path(folder))))
         comparisons = [_compare(ours, bare, load, arguments.pairs, arguments.tokens, console) for load in LOADS]
         stages = uvloop.run(measure_stages(Path(folder) / "nats"))
     _print(console, comparisons, stages)
@@ -116,6 +111,10 @@ def _compare(ours: Target, bare: Target, load: Load, num_pairs: int, num_tokens:
     )
 
 
+def _target(server: Server) -> Target:
+    return Target(server.host, server.port, PATH, server.key)
+
+
 def _median(values: list[float]) -> float:
     return sorted(values)[len(values) // 2]
 
@@ -137,65 +136,6 @@ def _print(console: Console, comparisons: list[Comparison], stages: Stages) -> N
     for stage in stages.stages:
         table.add_row(stage.name, f"{stage.p50_ms:.2f} ms", f"{stage.p99_ms:.2f} ms")
     console.print(table)
-
-
-@contextmanager
-def _serve(folder: Path) -> Iterator[Target]:
-    port = _free_port()
-    settings: dict[str, Any] = {
-        "server": {"port": port},
-        "broker": {"port": _free_port(), "store_dir": str(folder / "nats")},
-        "auth": {"api_keys": [{"key": KEY, "tenant": "bench", "scopes": ["generate", "read", "admin"]}]},
-        "tenants": [{"id": "bench"}],
-        "registry": {"path": str(folder / "registry.yaml")},
-        "model": {"id": "stub", "backend": "stub"},
-        "logging": {"level": "warning"},
-        "runtime": {"scheduler": {"max_batch_size": 32}, "stub": {"step_s": 0.0}},
-    }
-    path = folder / "server.yaml"
-    path.write_text(yaml.safe_dump(settings))
-    command = [sys.executable, "-m", "inferflux.cli.main", "serve", "--config", str(path)]
-    with _process(command, folder):
-        _wait_for(f"http://127.0.0.1:{port}/v1/admin/workers", lambda answer: '"ready"' in answer)
-        yield Target("127.0.0.1", port, PATH, KEY)
-
-
-@contextmanager
-def _bare(folder: Path) -> Iterator[Target]:
-    port = _free_port()
-    with _process([sys.executable, str(HERE / "bare.py"), str(port)], folder):
-        _wait_for(f"http://127.0.0.1:{port}/readyz", bool)
-        yield Target("127.0.0.1", port, PATH)
-
-
-@contextmanager
-def _process(command: list[str], folder: Path) -> Iterator[None]:
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("INFERFLUX_")}
-    process = subprocess.Popen(command, cwd=folder, env=environ, stdout=subprocess.DEVNULL)
-    try:
-        yield
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
-
-
-def _wait_for(url: str, good: Any) -> None:
-    deadline_s = time.monotonic() + 60
-    while time.monotonic() < deadline_s:
-        try:
-            response = httpx.get(url, headers={"authorization": f"Bearer {KEY}"})
-            if response.status_code == 200 and good(response.text):
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.1)
-    raise RuntimeError(f"{url} did not become ready")
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 if __name__ == "__main__":

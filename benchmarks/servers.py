@@ -84,6 +84,15 @@ def llama_server(folder: Path, binary: Path, gguf: Path, options: PeerOptions, c
 
 
 @contextmanager
+def bare_stream(folder: Path) -> Iterator[Server]:
+    """benchmarks/bare.py: a Litestar stream with nothing behind it."""
+    port = _free_port()
+    with _process([sys.executable, str(Path(__file__).with_name("bare.py")), str(port)], folder, "bare.log") as process:
+        _wait_for(process, folder / "bare.log", f"http://127.0.0.1:{port}/readyz", bool)
+        yield Server("127.0.0.1", port)
+
+
+@contextmanager
 def _process(
     command: Sequence[str], folder: Path, log_name: str, extra: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:

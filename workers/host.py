@@ -10,7 +10,7 @@ from typing import Literal
 from inferflux.broker.wire import ModelBeat
 from inferflux.config.logs import get_logger
 from inferflux.config.metrics import WorkerMetrics
-from inferflux.config.settings import FairnessSettings, MinShareSettings, RuntimeSettings, SchedulerSettings
+from inferflux.config.settings import FairnessSettings, MinShareSettings, RuntimeSettings
 
 from .answer import Answer
 from .backends.backend import Backend, Capacity
@@ -111,10 +111,6 @@ class ModelHost:
     def set_shares(self, min_share: MinShareSettings) -> None:
         """What each class keeps at least, from the next step on."""
         self._engine.set_batch_share(min_share.batch)
-
-    def configure(self, settings: SchedulerSettings) -> None:
-        """Other bounds on a step, from the next one on."""
-        self._engine.configure(settings)
 
     def stats(self) -> EngineStats:
         return self._engine.stats()
