@@ -21,7 +21,9 @@ from inferflux.config import logs
 from inferflux.config.lifeline import parent_gone, supervised_name
 from inferflux.config.load import load_for_process
 from inferflux.config.settings import ServerSettings, Settings
+from inferflux.registry.control import Control
 from inferflux.registry.models import Models, load_models
+from inferflux.registry.store import PolicyStore
 from inferflux.registry.tenants import Tenants
 
 from .app import create_app
@@ -88,7 +90,8 @@ async def serve(settings: Settings) -> None:
         raise ConfigError("an API needs broker.stamp_secret; all APIs and workers must have the same")
     broker = await JetStreamBroker.connect(settings, ROLE_API, "api", connection=connection)
     try:
-        app = create_app(settings, broker, Stamper(connection.stamp_secret), models, tenants)
+        control = Control(settings, PolicyStore(broker), tenants)
+        app = create_app(settings, broker, Stamper(connection.stamp_secret), models, control)
         server = Server(_uvicorn(app, settings.server), app.state.parts.dispatcher, settings.server.drain_timeout_s)
         lifeline = asyncio.create_task(parent_gone())
         lifeline.add_done_callback(lambda task: None if task.cancelled() else server.stop())

@@ -13,11 +13,11 @@ from litestar.types import Message, Scope
 from inferflux.broker.broker import Broker
 from inferflux.broker.stamp import Stamper
 from inferflux.config.settings import Settings
+from inferflux.registry.control import Control
 from inferflux.registry.deadletters import DeadLetters
 from inferflux.registry.fairness import FairnessStore
 from inferflux.registry.follower import FleetFollower
 from inferflux.registry.models import Models
-from inferflux.registry.tenants import Tenants
 
 from .auth import Gate
 from .cancel import Canceller
@@ -43,10 +43,11 @@ from .vigil import Vigil
 class Parts:
     """Every part of one API replica; `start` and `close` are its life."""
 
-    def __init__(self, settings: Settings, broker: Broker, stamper: Stamper, served: Models, tenants: Tenants) -> None:
+    def __init__(self, settings: Settings, broker: Broker, stamper: Stamper, served: Models, control: Control) -> None:
         identity = Identity(stamper)
         self.settings = settings
         self.broker = broker
+        self.control = control
         self.metrics = Metrics()
         self.follower = FleetFollower(broker)
         self.relay = Relay(broker, identity.owner)
@@ -71,6 +72,7 @@ class Parts:
         self.status = Status(broker, self.follower.fleet, self.dispatcher, self.pressure, self.metrics)
 
     async def start(self) -> None:
+        self.control.start()
         await self.relay.start()
         await self.pressure.start()
         await self.presence.start()
@@ -88,11 +90,12 @@ class Parts:
         await self.follower.close()
         await self.pressure.close()
         await self.relay.close()
+        await self.control.close()
 
 
-def create_app(settings: Settings, broker: Broker, stamper: Stamper, served: Models, tenants: Tenants) -> Litestar:
+def create_app(settings: Settings, broker: Broker, stamper: Stamper, served: Models, control: Control) -> Litestar:
     """The ASGI application of one replica. `app.state.parts` is what it is made of; the broker stays the caller's."""
-    parts = Parts(settings, broker, stamper, served, tenants)
+    parts = Parts(settings, broker, stamper, served, control)
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
@@ -108,7 +111,9 @@ def create_app(settings: Settings, broker: Broker, stamper: Stamper, served: Mod
 
     app = Litestar(
         route_handlers=[
-            Router("/v1", route_handlers=[*_V1, Router("/admin", route_handlers=_ADMIN)], guards=[Gate(tenants)]),
+            Router(
+                "/v1", route_handlers=[*_V1, Router("/admin", route_handlers=_ADMIN)], guards=[Gate(control.tenants)]
+            ),
             *_OPEN,
         ],
         dependencies={
@@ -118,8 +123,8 @@ def create_app(settings: Settings, broker: Broker, stamper: Stamper, served: Mod
             "fleet": _provide(parts.follower.fleet),
             "queues": _provide(parts.queues),
             "dead_letters": _provide(DeadLetters(broker)),
-            "fairness_store": _provide(FairnessStore(broker)),
-            "tenants": _provide(tenants),
+            "fairness_store": _provide(FairnessStore(control.store)),
+            "tenants": _provide(control.tenants),
         },
         exception_handlers=EXCEPTION_HANDLERS,
         lifespan=[lifespan],

@@ -329,7 +329,6 @@ _head_decoder = msgspec.json.Decoder(Head)
 _beat_decoder = msgspec.json.Decoder(WorkerBeat)
 _gossip_decoder = msgspec.json.Decoder(Gossip)
 _dead_letter_decoder = msgspec.json.Decoder(DeadLetter)
-_fairness_decoder = msgspec.json.Decoder(Fairness)
 
 
 def encode(message: Wire) -> bytes:
@@ -377,10 +376,6 @@ def decode_gossip(body: bytes) -> Gossip:
 
 def decode_dead_letter(body: bytes) -> DeadLetter:
     return _dead_letter_decoder.decode(body)
-
-
-def decode_fairness(body: bytes) -> Fairness:
-    return _fairness_decoder.decode(body)
 
 
 def json_schema() -> dict[str, Any]:

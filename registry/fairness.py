@@ -1,108 +1,68 @@
-"""Weights and class shares that change while the fleet runs: one entry in KV, which wins over the settings."""
+"""Weights and class shares that change while the fleet runs: one document in KV, which wins over the settings."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import AsyncGenerator, Callable, Mapping
-from typing import Literal, TypeVar, cast
+from collections.abc import Callable, Mapping
+from typing import Literal, TypeVar
 
 import msgspec
 
-from inferflux.broker.broker import Broker, Entry
-from inferflux.broker.errors import BrokerUnavailable, RevisionConflict
 from inferflux.broker.subjects import BUCKET_POLICY, KEY_FAIRNESS
-from inferflux.broker.wire import Fairness, decode_fairness, encode
+from inferflux.broker.wire import Fairness
 from inferflux.config.logs import get_logger
 from inferflux.config.settings import MinShareSettings
 
+from .store import Document, Follower, PolicyStore
 from .tenants import Tenants
 
 log = get_logger("registry.fairness")
-
-RETRY_S = 0.5
-MAX_RACES = 20
 
 ShareName = Literal["default", "batch"]
 Name = TypeVar("Name", bound=str)
 
 
-class FairnessStore:
-    """Reads and changes the entry. Every call may raise BrokerError."""
+def fairness_document(store: PolicyStore) -> Document[Fairness]:
+    return Document(store, BUCKET_POLICY, KEY_FAIRNESS, Fairness())
 
-    def __init__(self, broker: Broker) -> None:
-        self._broker = broker
+
+class FairnessStore:
+    """Reads and changes the document. Every call may raise BrokerError."""
+
+    def __init__(self, store: PolicyStore) -> None:
+        self._document = fairness_document(store)
 
     async def read(self) -> Fairness:
-        return (await self._read())[0]
+        return (await self._document.read())[0]
 
     async def change(
         self, weights: Mapping[str, float | None], min_share: Mapping[ShareName, float | None]
     ) -> Fairness:
         """Set what is named, leave the rest; None gives a value back to the settings."""
-        bucket = await self._broker.bucket(BUCKET_POLICY)
-        for _ in range(MAX_RACES):
-            now, revision = await self._read()
-            wanted = Fairness(
-                weights=_merged(now.weights, weights),
-                min_share=_merged(now.min_share, min_share),
-            )
-            try:
-                if revision:
-                    await bucket.update(KEY_FAIRNESS, encode(wanted), revision)
-                else:
-                    await bucket.create(KEY_FAIRNESS, encode(wanted))
-            except RevisionConflict:
-                continue
-            log.info("fairness changed", weights=_listed(weights), min_share=_listed(min_share))
-            return wanted
-        raise BrokerUnavailable("others change the fairness all the time; try again")
 
-    async def _read(self) -> tuple[Fairness, int]:
-        entry = await (await self._broker.bucket(BUCKET_POLICY)).get(KEY_FAIRNESS)
-        if entry is None or entry.value is None:
-            return Fairness(), 0
-        try:
-            return decode_fairness(entry.value), entry.revision
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            log.warning("fairness not understood", reason=str(error))
-            return Fairness(), entry.revision
+        def changed(now: Fairness) -> Fairness:
+            return Fairness(weights=_merged(now.weights, weights), min_share=_merged(now.min_share, min_share))
+
+        wanted = await self._document.change(changed)
+        log.info("fairness changed", weights=_listed(weights), min_share=_listed(min_share))
+        return wanted
 
 
 class FairnessFollower:
     """Carries every change into a process's tenants, and into whoever asked for the shares."""
 
-    def __init__(self, broker: Broker, tenants: Tenants, settings: MinShareSettings) -> None:
-        self._broker = broker
+    def __init__(self, tenants: Tenants, settings: MinShareSettings) -> None:
         self._tenants = tenants
         self._settings = settings
         self._shares = settings
         self._listeners: list[Callable[[MinShareSettings], None]] = []
 
+    def follow(self, follower: Follower, store: PolicyStore) -> None:
+        follower.follow(fairness_document(store), self._apply)
+
     def share_with(self, set_shares: Callable[[MinShareSettings], None]) -> None:
         """Call `set_shares` now and after every change."""
         self._listeners.append(set_shares)
         set_shares(self._shares)
-
-    async def run(self) -> None:
-        """Follow until cancelled."""
-        while True:
-            try:
-                await self._follow()
-            except BrokerUnavailable as error:
-                log.warning("fairness not watched", reason=str(error))
-            await asyncio.sleep(RETRY_S)
-
-    async def _follow(self) -> None:
-        watch = cast("AsyncGenerator[Entry | None]", (await self._broker.bucket(BUCKET_POLICY)).watch())
-        async with contextlib.aclosing(watch) as entries:
-            async for entry in entries:
-                if entry is None or entry.key != KEY_FAIRNESS:
-                    continue
-                try:
-                    self._apply(Fairness() if entry.value is None else decode_fairness(entry.value))
-                except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                    log.warning("fairness not understood", reason=str(error))
 
     def _apply(self, fairness: Fairness) -> None:
         self._tenants.reweigh(fairness.weights)

@@ -21,7 +21,9 @@ from inferflux.config.lifeline import parent_gone, supervised_name
 from inferflux.config.load import load_for_process
 from inferflux.config.metrics import WorkerMetrics
 from inferflux.config.settings import Settings
+from inferflux.registry.control import Control
 from inferflux.registry.models import ModelEntry, load_models
+from inferflux.registry.store import PolicyStore
 from inferflux.registry.tenants import Tenants
 
 from .backends.opening import open_backend
@@ -61,7 +63,8 @@ async def serve(settings: Settings) -> bool:
     broker = await JetStreamBroker.connect(settings, ROLE_WORKER, "worker", connection=connection)
     try:
         meter = Meter(metrics)
-        worker = Worker(settings, broker, hosts, tenants, _reader(connection, tenants), meter)
+        control = Control(settings, PolicyStore(broker), tenants)
+        worker = Worker(settings, broker, hosts, control, _reader(connection, tenants), meter)
         with Probe(worker, broker, registry).serving(settings.worker.metrics_host, settings.worker.metrics_port):
             await _run(worker, Heartbeat(worker, broker, meter, settings.worker.heartbeat_s))
         return bool(worker.hung)

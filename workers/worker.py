@@ -19,8 +19,7 @@ from inferflux.broker.subjects import OWNER_TENANT, RequestKey
 from inferflux.broker.wire import Claim
 from inferflux.config.logs import get_logger
 from inferflux.config.settings import Settings
-from inferflux.registry.fairness import FairnessFollower
-from inferflux.registry.tenants import Tenants
+from inferflux.registry.control import Control
 
 from .answer import End, cancelled
 from .attempt import Attempt
@@ -41,7 +40,7 @@ class Worker:
         settings: Settings,
         broker: Broker,
         hosts: Sequence[ModelHost],
-        tenants: Tenants,
+        control: Control,
         reader: PromptReader,
         meter: Meter,
     ) -> None:
@@ -52,10 +51,9 @@ class Worker:
         self.hung: set[str] = set()
         self._settings = settings
         self._broker = broker
-        self._tenants = tenants
+        self._control = control
         self._reader = reader
         self._meter = meter
-        self._fairness = FairnessFollower(broker, tenants, settings.fairness.min_share)
         self._intakes: dict[str, Intake] = {}
         self._attempts: dict[RequestKey, Attempt] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -79,7 +77,8 @@ class Worker:
     async def run(self) -> None:
         """Serve until stopped, then drain."""
         cancels = await self._broker.listen_cancels(self._on_cancel)
-        chores = (self._sweep_forever(), self._extend_forever(), self._fairness.run())
+        chores = (self._sweep_forever(), self._extend_forever())
+        self._control.start()
         background = [asyncio.create_task(chore) for chore in chores]
         try:
             serving = [asyncio.create_task(self._serve(host)) for host in self.hosts]
@@ -93,6 +92,7 @@ class Worker:
             for task in background:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
+            await self._control.close()
             with contextlib.suppress(BrokerError):
                 await cancels.close()
             await asyncio.gather(*(host.close() for host in self.hosts if host.model not in self.hung))
@@ -102,14 +102,14 @@ class Worker:
             host,
             self._broker,
             FairShare(host.model, self.id, self.epoch, self._settings.fairness),
-            self._tenants,
+            self._control.tenants,
             self._settings,
             attempts=self._attempts.values,
             accept=lambda delivery: self._accept(delivery, host),
         )
         self._intakes[host.model] = intake
-        self._fairness.share_with(intake.fair.set_shares)
-        self._fairness.share_with(host.set_shares)
+        self._control.fairness.share_with(intake.fair.set_shares)
+        self._control.fairness.share_with(host.set_shares)
         host.on_free = intake.wake
         await intake.join()
         try:

@@ -22,7 +22,9 @@ from inferflux.config.settings import (
     Settings,
     TenantSettings,
 )
+from inferflux.registry.control import Control
 from inferflux.registry.models import ModelEntry, Models
+from inferflux.registry.store import PolicyStore
 from inferflux.registry.tenants import Tenants
 
 KEY = "key-all"
@@ -60,7 +62,8 @@ class Api:
         self.hub = MemoryHub(settings=settings) if hub is None else hub
         self.broker = MemoryBroker(self.hub)
         tenants = Tenants.from_settings(settings)
-        self.app = create_app(settings, self.broker, Stamper(SECRET), MODELS, tenants)
+        control = Control(settings, PolicyStore(self.broker), tenants)
+        self.app = create_app(settings, self.broker, Stamper(SECRET), MODELS, control)
         self.parts = self.app.state.parts
         self.worker = ScriptedWorker(MemoryBroker(self.hub), "org/small", "pretend")
         self.client = httpx.AsyncClient(

@@ -15,6 +15,7 @@ from inferflux.broker.subjects import Lane, RequestKey, ServiceClass, tenant_own
 from inferflux.broker.wire import Claim, decode_frame, failure
 from inferflux.registry.deadletters import DeadLetters
 from inferflux.registry.fairness import FairnessStore
+from inferflux.registry.store import PolicyStore
 
 LANE = Lane("org/small", ServiceClass.BATCH, "acme")
 SECRET = "the words of the prompt"
@@ -208,7 +209,7 @@ class TestFairness:
         assert answer.json()["weights"] == {"acme": 4, "globex": 0.5}
         assert answer.json()["min_share"] == {"default": 0.2, "batch": 0.1}
         await api.client.put("/v1/admin/fairness", json={"weights": {"globex": None}, "min_share": {"batch": None}})
-        stored = await FairnessStore(api.broker).read()
+        stored = await FairnessStore(PolicyStore(api.broker)).read()
         assert (stored.weights, stored.min_share) == ({"acme": 4.0}, {})
         assert (await api.client.get("/v1/admin/fairness")).json()["changed"]["weights"] == {"acme": 4}
 
@@ -228,7 +229,7 @@ class TestFairness:
 
         assert answer.status_code == 400
         assert param in answer.text
-        assert (await FairnessStore(api.broker).read()).weights == {}
+        assert (await FairnessStore(PolicyStore(api.broker)).read()).weights == {}
 
 
 @pytest.mark.parametrize(

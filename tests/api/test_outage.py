@@ -17,7 +17,9 @@ from inferflux.api.app import create_app
 from inferflux.broker.broker import Broker
 from inferflux.broker.stamp import Stamper
 from inferflux.config.settings import AuthSettings, KeySettings, Settings
+from inferflux.registry.control import Control
 from inferflux.registry.models import ModelEntry, Models
+from inferflux.registry.store import PolicyStore
 from inferflux.registry.tenants import Tenants
 
 __all__ = ["own_nats"]
@@ -35,7 +37,8 @@ class Api:
         self.broker = broker
         self.worker = worker
         self.worker_broker = worker_broker
-        self.app = create_app(settings, broker, Stamper(SECRET), MODELS, Tenants.from_settings(settings))
+        control = Control(settings, PolicyStore(broker), Tenants.from_settings(settings))
+        self.app = create_app(settings, broker, Stamper(SECRET), MODELS, control)
         transport = httpx.ASGITransport(self.app)
         self.client = httpx.AsyncClient(
             transport=transport, base_url="http://api", headers={"authorization": "Bearer key"}

@@ -27,6 +27,8 @@ from inferflux.config.settings import (
     TapeSettings,
     WorkerSettings,
 )
+from inferflux.registry.control import Control
+from inferflux.registry.store import PolicyStore
 from inferflux.registry.tenants import Tenants
 from inferflux.workers.backends.backend import Chunk, Sample, SamplingParams
 from inferflux.workers.backends.stub import FIRST_WORD, WORDS, StubBackend
@@ -129,9 +131,10 @@ class Fleet:
         tenants = Tenants.from_settings(self.settings)
         backend = FleetBackend(self.settings.runtime, shift)
         host = ModelHost(self.model, backend, self.settings.runtime, self._metrics)
+        control = Control(self.settings, PolicyStore(broker), tenants)
         reader = PromptReader(Stamper(STAMP_SECRET), Sealer(SEAL_SECRET), tenants)
         faulty: Any = Faulty(broker, faults)
-        worker = Worker(self.settings, faulty, [host], tenants, reader, Meter(self._metrics))
+        worker = Worker(self.settings, faulty, [host], control, reader, Meter(self._metrics))
         worker.id = f"worker-{next(_numbers)}"
         self.workers.append(FleetWorker(worker, backend, faults, broker))
         return self.workers[-1]

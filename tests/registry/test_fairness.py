@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -14,7 +13,9 @@ from inferflux.broker.memory import MemoryBroker, MemoryHub
 from inferflux.broker.subjects import BUCKET_POLICY, KEY_FAIRNESS
 from inferflux.broker.wire import Fairness
 from inferflux.config.settings import MinShareSettings, Settings, TenantSettings
-from inferflux.registry.fairness import FairnessFollower, FairnessStore
+from inferflux.registry.control import Control
+from inferflux.registry.fairness import FairnessStore
+from inferflux.registry.store import PolicyStore
 from inferflux.registry.tenants import Tenants
 
 
@@ -29,8 +30,9 @@ class Follower:
     def __init__(self, broker: MemoryBroker) -> None:
         self.tenants = Tenants.from_settings(Settings(tenants=(TenantSettings(id="acme", weight=2, max_queued=7),)))
         self.told: asyncio.Queue[MinShareSettings] = asyncio.Queue()
-        self.follower = FairnessFollower(broker, self.tenants, MinShareSettings())
-        self.follower.share_with(self.told.put_nowait)
+        control = Control(Settings(), PolicyStore(broker), self.tenants)
+        self.control = control
+        control.fairness.share_with(self.told.put_nowait)
 
     async def next(self) -> MinShareSettings:
         async with asyncio.timeout(5):
@@ -40,18 +42,16 @@ class Follower:
 @asynccontextmanager
 async def following(broker: MemoryBroker) -> AsyncIterator[Follower]:
     made = Follower(broker)
-    task = asyncio.create_task(made.follower.run())
+    made.control.start()
     try:
         assert await made.next() == MinShareSettings()
         yield made
     finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        await made.control.close()
 
 
 async def test_changes_name_what_changes(broker: MemoryBroker) -> None:
-    store = FairnessStore(broker)
+    store = FairnessStore(PolicyStore(broker))
     assert await store.read() == Fairness()
 
     await store.change({"acme": 4.0, "globex": 0.5}, {"batch": 0.1})
@@ -62,14 +62,14 @@ async def test_changes_name_what_changes(broker: MemoryBroker) -> None:
 
 
 async def test_changes_at_the_same_time_are_all_kept(broker: MemoryBroker) -> None:
-    store = FairnessStore(broker)
+    store = FairnessStore(PolicyStore(broker))
     await asyncio.gather(*(store.change({f"tenant{number}": 2.0}, {}) for number in range(10)))
 
     assert len((await store.read()).weights) == 10
 
 
 async def test_entry_wins_over_settings_and_gives_them_back(broker: MemoryBroker) -> None:
-    store = FairnessStore(broker)
+    store = FairnessStore(PolicyStore(broker))
     async with following(broker) as made:
         await store.change({"acme": 4.0, "unknown": 3.0}, {"batch": 0.5})
 
@@ -87,7 +87,7 @@ async def test_entry_wins_over_settings_and_gives_them_back(broker: MemoryBroker
 
 
 async def test_deleted_entry_gives_the_settings_back(broker: MemoryBroker) -> None:
-    await FairnessStore(broker).change({"acme": 4.0}, {"batch": 0.5})
+    await FairnessStore(PolicyStore(broker)).change({"acme": 4.0}, {"batch": 0.5})
     async with following(broker) as made:
         assert await made.next() == MinShareSettings(batch=0.5)
         await (await broker.bucket(BUCKET_POLICY)).delete(KEY_FAIRNESS)
@@ -110,11 +110,11 @@ async def test_entry_that_is_no_fairness_changes_nothing(broker: MemoryBroker) -
 async def test_change_needs_the_broker(broker: MemoryBroker) -> None:
     await broker.close()
     with pytest.raises(BrokerUnavailable):
-        await FairnessStore(broker).change({"acme": 4.0}, {})
+        await FairnessStore(PolicyStore(broker)).change({"acme": 4.0}, {})
 
 
 async def test_what_is_no_fairness_can_be_replaced(broker: MemoryBroker) -> None:
     await (await broker.bucket(BUCKET_POLICY)).put(KEY_FAIRNESS, b'{"stream":"PROMPTS","seq":4}')
-    store = FairnessStore(broker)
+    store = FairnessStore(PolicyStore(broker))
     assert await store.change({"acme": 4.0}, {}) == Fairness(weights={"acme": 4.0})
     assert await store.read() == Fairness(weights={"acme": 4.0})

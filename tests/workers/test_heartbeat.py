@@ -14,6 +14,8 @@ from inferflux.broker.wire import WorkerBeat, decode_beat
 from inferflux.config import version
 from inferflux.config.metrics import WorkerMetrics
 from inferflux.config.settings import Settings
+from inferflux.registry.control import Control
+from inferflux.registry.store import PolicyStore
 from inferflux.registry.tenants import Tenants
 from inferflux.workers.heartbeat import Heartbeat
 from inferflux.workers.meter import Meter
@@ -33,7 +35,9 @@ class Scene:
         tenants = Tenants.from_settings(settings)
         reader = PromptReader(Stamper(b"the secret of the stamps"), Sealer(b"the secret of the seals"), tenants)
         meter = Meter(WorkerMetrics(CollectorRegistry()))
-        self.worker = Worker(settings, self.broker, [], tenants, reader, meter)
+        self.worker = Worker(
+            settings, self.broker, [], Control(settings, PolicyStore(self.broker), tenants), reader, meter
+        )
         self.heartbeat = Heartbeat(self.worker, self.broker, meter, INTERVAL_S)
 
     async def first_beat(self) -> WorkerBeat:

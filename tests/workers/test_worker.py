@@ -31,8 +31,10 @@ from inferflux.config.settings import (
     TenantSettings,
     WorkerSettings,
 )
+from inferflux.registry.control import Control
 from inferflux.registry.deadletters import DeadLetters
 from inferflux.registry.fairness import FairnessStore
+from inferflux.registry.store import PolicyStore
 from inferflux.registry.tenants import Tenants
 from inferflux.workers.backends.backend import Chunk, Sample
 from inferflux.workers.backends.opening import open_backend
@@ -72,7 +74,9 @@ class Fleet:
             "stub", open_backend("stub", None, self.settings.runtime), self.settings.runtime, self._metrics
         )
         reader = PromptReader(STAMPER, SEALER, tenants)
-        worker = Worker(self.settings, broker or MemoryBroker(self.hub), [host], tenants, reader, Meter(self._metrics))
+        broker = broker or MemoryBroker(self.hub)
+        control = Control(self.settings, PolicyStore(broker), tenants)
+        worker = Worker(self.settings, broker, [host], control, reader, Meter(self._metrics))
         self.workers.append((worker, asyncio.create_task(worker.run())))
         return worker
 
@@ -486,7 +490,7 @@ async def test_weights_and_shares_change_while_it_runs(slow_fleet: Fleet) -> Non
     async with asyncio.timeout(1):
         while weight() != 1.0:
             await asyncio.sleep(0.01)
-        await FairnessStore(slow_fleet.client).change({"acme": 4.0}, {"batch": 0.5})
+        await FairnessStore(PolicyStore(slow_fleet.client)).change({"acme": 4.0}, {"batch": 0.5})
         while weight() != 4.0 or fair._min_share.batch != 0.5:
             await asyncio.sleep(0.01)
 
