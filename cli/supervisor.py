@@ -19,6 +19,8 @@ from .death import EXIT_CONFIG, explain, num_oom_kills
 from .merge import LineMerger
 
 _LAST_WORDS_S = 1.0
+# Our children end like this when somebody else told them to, a rolling restart by hand for one; never by failing.
+_STOPPED = frozenset({0, -signal.SIGTERM, -signal.SIGINT})
 
 log = get_logger("serve")
 
@@ -38,7 +40,8 @@ class ChildSpec(msgspec.Struct, frozen=True):
 
 
 class RestartPolicy(msgspec.Struct, frozen=True):
-    """The n-th early death in a row waits `first_delay_s * 2**(n-1)`; one that lived `settled_s` counts anew."""
+    """The n-th early death in a row waits `first_delay_s * 2**(n-1)`; one that lived `settled_s` counts anew, and one
+    that was stopped from elsewhere is no death."""
 
     first_delay_s: float = 0.5
     max_delay_s: float = 15.0
@@ -95,6 +98,11 @@ class Supervisor:
                 return
             lived_s = time.monotonic() - started_s
             reason = explain(returncode, oom_kills_before=oom_kills, oom_kills_after=num_oom_kills())
+            if returncode in _STOPPED:
+                num_early_deaths, delay_s = 0, self._policy.first_delay_s
+                log.warning("process was stopped", process=spec.name, lived_s=lived_s, restart_in_s=delay_s)
+                await asyncio.sleep(delay_s)
+                continue
             num_early_deaths = 1 if lived_s >= self._policy.settled_s else num_early_deaths + 1
             if returncode == EXIT_CONFIG:
                 raise ChildGaveUp(f"{spec.name} cannot start with these settings; it says why above")

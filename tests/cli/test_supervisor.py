@@ -143,8 +143,23 @@ async def test_wrong_settings_are_not_tried_again(output):
 async def test_a_child_that_lived_long_enough_starts_counting_anew(output):
     policy = RestartPolicy(first_delay_s=0.0, settled_s=0.0, max_early_deaths=2)
     stop = asyncio.Event()
-    running = asyncio.create_task(supervise(output, script("api", "print('again')"), policy=policy).run(stop))
+    running = asyncio.create_task(
+        supervise(output, script("api", "print('again'); raise SystemExit(1)"), policy=policy).run(stop)
+    )
     await output.wait_for(lambda text: text.count("again") >= 4)
+    stop.set()
+    await running
+
+
+async def test_a_child_that_somebody_else_stops_again_and_again_is_started_again(output):
+    stop = asyncio.Event()
+    supervisor = supervise(output, script("worker", PATIENT))
+    running = asyncio.create_task(supervisor.run(stop))
+    num_rounds = FAST.max_early_deaths + 2
+    for number in range(1, num_rounds + 1):
+        await output.wait_for(lambda text, number=number: text.count("hello") == number)
+        os.kill(supervisor.pids()["worker"], signal.SIGTERM)
+    await output.wait_for(lambda text: text.count("hello") == num_rounds + 1)
     stop.set()
     await running
 
