@@ -19,6 +19,8 @@ FinishReason: TypeAlias = Literal["stop", "length", "content_filter"]
 
 
 class Wire(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+Hardware: TypeAlias = Literal["cpu", "gpu"]
+
     """Base of every message."""
 
 
@@ -184,14 +186,20 @@ class _End(Wire, frozen=True, kw_only=True):
 
 
 class ModelBeat(Wire, frozen=True, kw_only=True):
-    """One model on one worker, as of this heartbeat."""
+    """One model on one worker, as of this heartbeat.
+
+    `progress` is the share of it that is loaded; below 1 in a model that is `ready`, another engine is about to take
+    over. `digest` names the registry entry that it was loaded from, `reason` says why it, or its next engine, failed.
+    """
 
     id: str
     backend: str
-    state: Literal["loading", "ready", "failed"] = "ready"
+    state: Literal["loading", "ready", "unloading", "failed"] = "ready"
     reason: str | None = None
     context_length: int = 0
     embeddings: bool = False
+    progress: float = 1.0
+    digest: str = ""
     num_slots: int = 0
     num_free_slots: int = 0
     num_running: int = 0
@@ -200,7 +208,9 @@ class ModelBeat(Wire, frozen=True, kw_only=True):
     num_pages_used: int = 0
     num_pages_cached: int = 0
     tokens_per_s: float = 0.0
-    hardware: Literal["cpu", "gpu"] = "cpu"
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    hardware: Hardware = "cpu"
 
 
 class WorkerBeat(Wire, frozen=True, kw_only=True):
@@ -217,6 +227,7 @@ class WorkerBeat(Wire, frozen=True, kw_only=True):
     rss_bytes: int = 0
     model_bytes: int = 0
     kv_bytes: int = 0
+    hardware: Hardware = "cpu"
     num_steps: int = 0
     models: tuple[ModelBeat, ...] = ()
 
@@ -320,6 +331,110 @@ class Fairness(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 T = TypeVar("T", bound=Wire)
 
+ModelName: TypeAlias = Annotated[str, Meta(min_length=1)]
+Limit: TypeAlias = Annotated[int, Meta(ge=1)]
+
+
+class ModelRecord(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One model of the registry. `path` is a file or folder on the workers' machines; without one the stub serves.
+
+    `hardware` is the class of workers that load it. A limit that is None is left to each worker's settings.
+    """
+
+    id: ModelName
+    path: str | None = None
+    backend: Literal["auto", "llamacpp", "torch", "stub"] = "auto"
+    aliases: tuple[ModelName, ...] = ()
+    hardware: Literal["any", "cpu", "gpu"] = "any"
+    context_length: Limit | None = None
+    max_batch_size: Limit | None = None
+    max_batch_tokens: Limit | None = None
+    chunked_prefill_tokens: Limit | None = None
+
+
+class ModelChange(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What operators changed of a model while the fleet runs, whoever owns its record; None leaves the record's value.
+
+    A new number of `num_reloads` has its engine made anew.
+    """
+
+    aliases: tuple[ModelName, ...] | None = None
+    hardware: Literal["any", "cpu", "gpu"] | None = None
+    max_batch_size: Limit | None = None
+    max_batch_tokens: Limit | None = None
+    chunked_prefill_tokens: Limit | None = None
+    num_reloads: int = 0
+
+
+class FileMark(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which file's models are in force: its path, a digest of what it says, the replica that applied it, and when."""
+
+    path: str
+    digest: str
+    replica: str
+    at: float
+
+
+class ModelRegistry(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Every model of the fleet. The value of `registry` `models`.
+
+    `listed` are those of the registry file and the settings, and change with them; `loaded` those that the admin API
+    added. `default` is the operators' choice and wins over `listed_default`.
+    """
+
+    listed: tuple[ModelRecord, ...] = ()
+    listed_default: str | None = None
+    loaded: tuple[ModelRecord, ...] = ()
+    default: str | None = None
+    changes: dict[str, ModelChange] = {}
+    file: FileMark | None = None
+
+
+class ApiKey(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One API key, without the key: `digest` is its SHA-256, hexadecimal. The value of `tenants` `key.<id>`.
+
+    An empty `models` allows every model. `expires` is None for a key that lasts until it is revoked.
+    """
+
+    id: str
+    digest: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    tenant: str
+    scopes: tuple[Scope, ...]
+    models: tuple[str, ...] = ()
+    name: str = ""
+    created: float = 0.0
+    expires: float | None = None
+
+
+class TenantRecord(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What operators say of a tenant while the fleet runs. The value of `tenants` `tenant.<token>`.
+
+    What is None is left to the settings.
+    """
+
+    id: str
+    weight: Annotated[float, Meta(gt=0)] | None = None
+    classes: Annotated[tuple[ServiceClassName, ...], Meta(min_length=1)] | None = None
+    max_queued: Annotated[int, Meta(ge=1)] | None = None
+    max_running: Annotated[int, Meta(ge=1)] | None = None
+    cache_group: str | None = None
+    publish: bool | None = None
+
+
+class ObjectInfo(Wire, frozen=True, kw_only=True):
+    """An object in the object store, as NATS clients describe one: `digest` is `SHA-256=` and base64, `nuid` says where
+    its `chunks` are, `mtime` is RFC 3339."""
+
+    name: str
+    bucket: str
+    nuid: str
+    size: int
+    chunks: int
+    digest: str
+    mtime: str
+    metadata: dict[str, str] = {}
+
+
 _encoder = msgspec.json.Encoder()
 _prompt_decoder: msgspec.json.Decoder[AnyPrompt] = msgspec.json.Decoder(AnyPrompt)
 _frame_decoder = msgspec.json.Decoder(Frame)
@@ -381,7 +496,19 @@ def decode_dead_letter(body: bytes) -> DeadLetter:
 def json_schema() -> dict[str, Any]:
     """JSON Schema components of the whole message surface, for documents and for other languages."""
     _, components = msgspec.json.schema_components(
-        (CompletionPrompt, ChatPrompt, EmbeddingPrompt, Head, Claim, Frame, WorkerBeat, Gossip, DeadLetter, Fairness),
+        (
+            CompletionPrompt,
+            ChatPrompt,
+            EmbeddingPrompt,
+            Head,
+            Claim,
+            Frame,
+            WorkerBeat,
+            Gossip,
+            DeadLetter,
+            Fairness,
+            ModelRegistry,
+        ),
         ref_template="#/components/schemas/{name}",
     )
     return dict(components)

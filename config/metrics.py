@@ -99,6 +99,19 @@ class FleetMetrics:
         )
         self.kv_pages = Gauge("inferflux_kv_pages", "KV pages there are.", model, registry=registry)
         self.kv_pages_in_use = Gauge(
+        self.registry_events = Counter(
+            "inferflux_registry_events",
+            "Changes of the models that this replica saw: added, removed, changed, default, and file_applied, "
+            "file_refused, file_conflict.",
+            ("event",),
+            registry=registry,
+        )
+        self.registry_models = Gauge("inferflux_registry_models", "Models that can be asked for.", registry=registry)
+        self.registry_file_applied = Gauge(
+            "inferflux_registry_file_applied",
+            "1 while what this replica's registry file says is in force.",
+            registry=registry,
+        )
             "inferflux_kv_pages_in_use", "KV pages held by sequences.", model, registry=registry
         )
         self.kv_cache_usage = Gauge(
@@ -212,4 +225,17 @@ class WorkerMetrics:
         )
         self.batch_size = Histogram(
             "inferflux_batch_size", "Sequences in one engine step.", model, buckets=_BATCH, registry=registry
+        )
+        self.registry_loads = Counter(
+            "inferflux_registry_loads",
+            "Models that this worker loaded, failed to load, or unloaded.",
+            ("model", "outcome"),
+            registry=registry,
+        )
+        self.registry_load_time = Histogram(
+            "inferflux_registry_load_seconds",
+            "From the decision to load a model until it could serve.",
+            model,
+            buckets=_REQUEST_S,
+            registry=registry,
         )

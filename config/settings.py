@@ -110,10 +110,12 @@ class TenantSettings(Section, frozen=True, kw_only=True):
 
 
 class RegistrySettings(Section, frozen=True, kw_only=True):
-    """The file that names the models."""
+    """The file that names the models. Over HTTP only files under `roots` are loaded; without any, those beside the
+    registry file and under `models`."""
 
     path: str = "config/registry.yaml"
     poll_interval_s: Seconds = 2.0
+    roots: tuple[str, ...] = ()
 
 
 class ModelSettings(Section, frozen=True, kw_only=True):
@@ -211,7 +213,7 @@ class StreamSettings(Section, frozen=True, kw_only=True):
 
 
 class WorkerSettings(Section, frozen=True, kw_only=True):
-    """The worker process. `metrics_port` 0 picks a free one."""
+    """The worker process. `metrics_port` 0 picks a free one; `hardware` says which class of models it loads."""
 
     heartbeat_s: Seconds = 1.0
     drain_timeout_s: Seconds = 30.0

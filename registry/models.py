@@ -1,61 +1,52 @@
-"""Models: what the registry file and `INFERFLUX_MODEL_PATH` say is served, under which names, by which backend."""
+"""Models: what is served, under which names, by which backend, as of the newest registry."""
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Iterable, Iterator, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Literal
 
 import msgspec
-import yaml
-from msgspec import Meta
 
-from inferflux.broker.errors import ConfigError
-from inferflux.broker.subjects import encode_token
-from inferflux.config.settings import ModelSettings, Settings
+from inferflux.broker.wire import ModelChange, ModelRecord, ModelRegistry, encode
+from inferflux.config.settings import Settings
+
+from .listing import STUB_ID, Listing, own_record, read_listing
 
 BackendName = Literal["llamacpp", "torch", "stub"]
+Owner = Literal["file", "admin"]
 
-STUB_ID = "stub"
 NO_MODEL = "no model is configured"
-
-_UNKNOWN = re.compile(r"unknown field `(.*)`")
-
-
-class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One entry as it stands in the registry file."""
-
-    id: Annotated[str, Meta(min_length=1)]
-    path: str | None = None
-    backend: Literal["auto", "llamacpp", "torch", "stub"] = "auto"
-    default: bool = False
-    aliases: tuple[Annotated[str, Meta(min_length=1)], ...] = ()
-    context_length: Annotated[int, Meta(ge=1)] | None = None
 
 
 class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
-    """One model, resolved. `stub_reason` is set where the stub stands in for a model that could not be had."""
+    """One model, resolved. `stub_reason` is set where the stub stands in for a model that could not be had.
+
+    `owner` says who may take it away, `digest` changes with everything that concerns an engine.
+    """
 
     id: str
     path: Path | None
     backend: BackendName
     default: bool = False
     aliases: tuple[str, ...] = ()
+    hardware: Literal["any", "cpu", "gpu"] = "any"
     context_length: int | None = None
+    max_batch_size: int | None = None
+    max_batch_tokens: int | None = None
+    chunked_prefill_tokens: int | None = None
+    num_reloads: int = 0
     stub_reason: str | None = None
+    owner: Owner = "file"
+    digest: str = ""
 
 
 class Models:
-    """All entries, in the registry's order; never empty."""
+    """All entries, in the registry's order; never empty. `replace` changes them while others hold this object."""
 
     def __init__(self, entries: Iterable[ModelEntry]) -> None:
-        self.entries: tuple[ModelEntry, ...] = tuple(entries)
-        self._by_name = {name: entry for entry in self.entries for name in (entry.id, *entry.aliases)}
-        self._default = next((entry for entry in self.entries if entry.default), None)
-        if self._default is None and len(self.entries) == 1:
-            self._default = self.entries[0]
+        self.replace(entries)
 
     def __iter__(self) -> Iterator[ModelEntry]:
         return iter(self.entries)
@@ -64,114 +55,73 @@ class Models:
         """The entry of an id or alias; without a name the default, where there is one."""
         return self._default if name is None else self._by_name.get(name)
 
+    def replace(self, entries: Iterable[ModelEntry]) -> None:
+        """From now on these are the models."""
+        self.entries: tuple[ModelEntry, ...] = tuple(entries)
+        self._by_name = {alias: entry for entry in self.entries for alias in entry.aliases}
+        self._by_name |= {entry.id: entry for entry in self.entries}
+        self._default = next((entry for entry in self.entries if entry.default), None)
+        if self._default is None and len(self.entries) == 1:
+            self._default = self.entries[0]
+
 
 def load_models(settings: Settings) -> Models:
-    """Read the registry file and add the model that the settings name, which then is the default.
-
-    A missing file is an empty registry. Raises ConfigError naming file, entry, field and fix.
-    """
-    path = Path(settings.registry.path)
-    entries = _read(path) if path.exists() else []
-    chosen = _chosen(settings.model)
-    if chosen is not None:
-        others = [msgspec.structs.replace(entry, default=False) for entry in entries if entry.id != chosen.id]
-        entries = [chosen, *others]
-    if not entries:
-        entries = [ModelEntry(id=STUB_ID, path=None, backend="stub", default=True, stub_reason=NO_MODEL)]
-    _check_names(entries, str(path))
-    return Models(entries)
+    """What a fleet starts with: the registry file and the model that the settings name. Raises ConfigError."""
+    return Models(entries_of(listed(ModelRegistry(), read_listing(settings))))
 
 
-def _chosen(model: ModelSettings) -> ModelEntry | None:
-    if model.path is None and model.id is None and model.backend == "auto":
-        return None
-    path = None if model.path is None else Path(model.path).expanduser()
-    ident = model.id or (STUB_ID if path is None else path.stem if path.suffix == ".gguf" else path.name)
-    return _resolved(ModelSpec(id=ident, backend=model.backend, default=True), path)
+def own_entry(settings: Settings) -> ModelEntry | None:
+    """The model that a process's own settings name."""
+    record = own_record(settings.model)
+    return None if record is None else _resolved(record, ModelChange(), "file", default=True)
 
 
-def _read(path: Path) -> list[ModelEntry]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark is not None else ""
-        raise ConfigError(f"{path}{line}: is not valid YAML: {getattr(error, 'problem', error)}") from None
-    match content:
-        case None:
-            return []
-        case {"models": list() | None as models, **others} if not others:
-            return [
-                _resolved(*_spec(entry, f"{path}: models[{number}]", path.parent))
-                for number, entry in enumerate(models or ())
-            ]
-        case dict():
-            unknown = next((str(key) for key in content if key != "models"), "models")
-            reason = "must be a list" if unknown == "models" else "is not known here; did you mean 'models'?"
-            raise ConfigError(f"{path}: {unknown}: {reason}")
-        case _:
-            raise ConfigError(f"{path}: must be a mapping with the key 'models', which holds a list")
+def listed(registry: ModelRegistry, listing: Listing) -> ModelRegistry:
+    """The registry with another file's models in place of the last one's."""
+    return msgspec.structs.replace(registry, listed=listing.records, listed_default=listing.default)
 
 
-def _spec(entry: Any, where: str, folder: Path) -> tuple[ModelSpec, Path | None]:
-    try:
-        spec = msgspec.convert(entry, ModelSpec)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"{where}{_explain(str(error), entry)}") from None
-    return spec, None if spec.path is None else folder / Path(spec.path).expanduser()
-
-
-def _explain(text: str, entry: Any) -> str:
-    message, _, path = text.partition(" - at `$")
-    name = f" ({entry['id']})" if isinstance(entry, dict) and isinstance(entry.get("id"), str) else ""
-    unknown = _UNKNOWN.search(message)
-    if unknown is None:
-        return f"{path.removesuffix('`')}{name}: {message[:1].lower()}{message[1:]}"
-    known = ModelSpec.__struct_fields__
-    near: Sequence[str] = difflib.get_close_matches(unknown[1], known, 1)
-    return f".{unknown[1]}{name}: is not known; " + (
-        f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+def entries_of(registry: ModelRegistry) -> tuple[ModelEntry, ...]:
+    """Every model of a registry as this machine sees it; the stub alone where there is none."""
+    owners: list[tuple[ModelRecord, Owner]] = [(record, "file") for record in registry.listed]
+    owners += [(record, "admin") for record in registry.loaded]
+    default = default_of(registry)
+    entries = tuple(
+        _resolved(record, registry.changes.get(record.id, ModelChange()), owner, default=record.id == default)
+        for record, owner in owners
     )
+    return entries or (ModelEntry(id=STUB_ID, path=None, backend="stub", default=True, stub_reason=NO_MODEL),)
 
 
-def _resolved(spec: ModelSpec, path: Path | None) -> ModelEntry:
-    backend, reason = _backend(spec.backend, path)
-    return ModelEntry(
-        id=spec.id,
-        path=path,
-        backend=backend,
-        default=spec.default,
-        aliases=spec.aliases,
-        context_length=spec.context_length,
-        stub_reason=reason,
-    )
+def default_of(registry: ModelRegistry) -> str | None:
+    """The operators' choice, else the file's, as far as they exist."""
+    ids = {record.id for record in (*registry.listed, *registry.loaded)}
+    return next((name for name in (registry.default, registry.listed_default) if name in ids), None)
 
 
-def _backend(wanted: str, path: Path | None) -> tuple[BackendName, str | None]:
+def _resolved(record: ModelRecord, change: ModelChange, owner: Owner, *, default: bool) -> ModelEntry:
+    changed = {name: value for name, value in msgspec.structs.asdict(change).items() if value is not None}
+    path = None if record.path is None else Path(record.path)
+    backend, reason = _backend(record.backend, path, owner)
+    fields = msgspec.structs.asdict(record) | changed | {"path": path, "backend": backend}
+    digest = _digest(record, change)
+    return ModelEntry(**fields, default=default, stub_reason=reason, owner=owner, digest=digest)
+
+
+def _digest(record: ModelRecord, change: ModelChange) -> str:
+    """Names do not concern an engine, nor which workers have one."""
+    nameless = msgspec.structs.replace(record, aliases=(), hardware="any")
+    said = encode(nameless) + encode(msgspec.structs.replace(change, aliases=None, hardware=None))
+    return hashlib.sha256(said).hexdigest()[:12]
+
+
+def _backend(wanted: str, path: Path | None, owner: Owner) -> tuple[BackendName, str | None]:
     if wanted == "stub":
         return "stub", None
     if path is None:
         return "stub", "its registry entry has no path"
-    if not path.exists():
+    if not path.exists() and owner == "file":
         return "stub", f"the model file {path.name} is missing"
     if wanted == "torch" or (wanted == "auto" and path.is_dir()):
         return "torch", None
     return "llamacpp", None
-
-
-def _check_names(entries: Sequence[ModelEntry], where: str) -> None:
-    owners: dict[str, str] = {}
-    for entry in entries:
-        for name in (entry.id, *entry.aliases):
-            try:
-                encode_token(name)
-            except ValueError as error:
-                raise ConfigError(f"{where}: model {entry.id[:60]!r}: {error}") from None
-            if name in owners:
-                raise ConfigError(f"{where}: the name {name!r} belongs to both {owners[name]!r} and {entry.id!r}")
-            owners[name] = entry.id
-    defaults = [entry.id for entry in entries if entry.default]
-    if len(defaults) > 1:
-        raise ConfigError(f"{where}: more than one default model: {', '.join(defaults)}; keep one")
