@@ -139,6 +139,42 @@ class Bucket(Protocol):
         """All current entries, then None once, then every change; survives reconnects. Close with `aclose()`."""
 
 
+class ChunkStore(Protocol):
+    """What an object store keeps: numbered chunks of objects, and a description of each object that is complete.
+
+    Names are subject tokens joined by dots, `subjects.object_name`.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    async def put(self, name: str, number: int, data: bytes, *, fresh: bool = False) -> None:
+        """Store a chunk, or replace it. Raises StoreFull, MessageTooLarge, and with `fresh` RevisionConflict where it
+        is there already."""
+
+    async def get(self, name: str, number: int) -> bytes | None: ...
+
+    async def purge(self, name: str) -> None:
+        """Remove every chunk of an object; none at all is fine."""
+
+    async def names(self) -> dict[str, int]:
+        """Every object that has chunks, described or not, and how many."""
+
+    async def stored_s(self, name: str, number: int) -> float | None:
+        """When a chunk was stored, in Unix time by the broker's clock."""
+
+    async def describe(self, name: str, about: bytes) -> None:
+        """Raises RevisionConflict where there is a description."""
+
+    async def about(self, name: str) -> bytes | None: ...
+
+    async def described(self) -> list[str]:
+        """The names of all objects that have a description."""
+
+    async def forget(self, name: str) -> bool:
+        """Remove a description; False where there is none."""
+
+
 class Broker(Protocol):
     """Prompts, tape, hints and KV: all that an API replica or a worker needs of the broker."""
 
@@ -232,6 +268,9 @@ class Broker(Protocol):
     async def listen_gossip(self, model: str, on_gossip: Callable[[bytes], None]) -> Subscription: ...
 
     async def bucket(self, name: str) -> Bucket: ...
+
+    def chunks(self, store: str) -> ChunkStore:
+        """The chunks of an object store; `objects.Objects` makes objects of them."""
 
     async def close(self) -> None:
         """Flush what was sent, then disconnect."""

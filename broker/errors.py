@@ -9,6 +9,8 @@ InferFluxError
     ├── QueueFull          the lane, or the whole queue, holds as many prompts as it may
     ├── TooManyLanes       the stream holds as many consumers as it may
     ├── TapeFull           the tape has no room for another frame
+    ├── StoreFull          the object store has no room for another chunk
+    ├── ObjectDamaged      an object is not what was stored: a chunk is missing, or the digest is another
     ├── ClaimLost          somebody else wrote the claim first; `actual_seq` is theirs when known
     └── RevisionConflict   a KV entry changed since it was read
 """
@@ -136,6 +138,14 @@ class TooManyLanes(BrokerError):
 
 class TapeFull(BrokerError):
     """The tape has reached its byte limit and refuses new frames."""
+
+
+class StoreFull(BrokerError):
+    """The object store has no room for another chunk."""
+
+
+class ObjectDamaged(BrokerError):
+    """An object is not what was stored: a chunk is missing, or its digest is another."""
 
 
 class ClaimLost(BrokerError):

@@ -10,8 +10,21 @@ from inferflux.config.logs import get_logger
 from inferflux.config.settings import Settings
 
 from . import subjects, topology
-from .broker import Bell, Broker, Bucket, Delivery, LaneLimits, Receipt, Reply, StoredPrompt, Subscription, Tape
+from .broker import (
+    Bell,
+    Broker,
+    Bucket,
+    ChunkStore,
+    Delivery,
+    LaneLimits,
+    Receipt,
+    Reply,
+    StoredPrompt,
+    Subscription,
+    Tape,
+)
 from .bucket import JetStreamBucket
+from .chunks import JetStreamChunks
 from .credentials import ROLE_ADMIN, ROLE_API, Connection, resolve
 from .delivery import delete_prompt
 from .errors import BrokerError, InferFluxError, QueueFull
@@ -213,6 +226,9 @@ class JetStreamBroker(Broker):
 
     async def bucket(self, name: str) -> Bucket:
         return JetStreamBucket(self._link, self._js, name)
+
+    def chunks(self, store: str) -> ChunkStore:
+        return JetStreamChunks(self._js, store)
 
     async def close(self) -> None:
         try:

@@ -10,12 +10,25 @@ from typing import TypeVar
 from inferflux.config.logs import get_logger
 from inferflux.config.settings import Settings
 
-from .broker import Bell, Broker, Bucket, Delivery, LaneLimits, Receipt, Reply, StoredPrompt, Subscription, Tape
+from .broker import (
+    Bell,
+    Broker,
+    Bucket,
+    ChunkStore,
+    Delivery,
+    LaneLimits,
+    Receipt,
+    Reply,
+    StoredPrompt,
+    Subscription,
+    Tape,
+)
 from .errors import BrokerError, BrokerUnavailable
 from .memory_bucket import MemoryBucket
+from .memory_chunks import MemoryChunks, StoredChunks
 from .memory_prompts import Held, MemoryPrompts
 from .memory_tape import MemoryTape
-from .subjects import BUCKETS, Lane, RequestKey
+from .subjects import BUCKETS, OBJECT_STORES, Lane, RequestKey
 from .topology import retention
 from .wire import Claim, Head
 
@@ -46,6 +59,7 @@ class MemoryHub:
         self.prompts = MemoryPrompts(clock, settings.queue, lambda bell: self.tell(("bell", bell.lane.model), bell))
         self.tape = MemoryTape(clock, settings.tape, lambda reply: self.tell(("reply", reply.key.owner), reply))
         self.buckets = {name: MemoryBucket(name, clock, retention(name, settings)) for name in BUCKETS}
+        self.objects = {name: StoredChunks(clock) for name in OBJECT_STORES}
         self._topics: dict[tuple[str, str], set[MemorySubscription]] = {}
 
     def settle(self) -> None:
@@ -204,6 +218,9 @@ class MemoryBroker(Broker):
 
     async def bucket(self, name: str) -> Bucket:
         return self.hub.buckets[name]
+
+    def chunks(self, store: str) -> ChunkStore:
+        return MemoryChunks(self, store)
 
     async def close(self) -> None:
         self._closed = True

@@ -7,6 +7,7 @@ valid consumer names and KV keys.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import re
 from enum import StrEnum
@@ -40,6 +41,7 @@ BUCKETS = (
 EXPIRING_BUCKETS = frozenset({BUCKET_WORKERS, BUCKET_IDEMPOTENCY, BUCKET_PRESENCE})
 KEY_FAIRNESS = "fairness"
 OBJECTS_FILES = "files"
+OBJECT_STORES = (OBJECTS_FILES,)
 
 HEADER_MSG_ID = "Nats-Msg-Id"
 KEY_VAULT = "vault"
@@ -259,6 +261,54 @@ def object_stream(store: str) -> str:
 def object_subjects(store: str) -> tuple[str, str]:
     """Where an object store keeps its chunks and what describes them."""
     return f"$O.{store}.C.>", f"$O.{store}.M.>"
+
+
+def object_name(tenant: str, ident: str) -> str:
+    """An object of a tenant: it names its chunks too, so that permissions can hold a tenant to its own."""
+    return f"{encode_token(tenant)}.{encode_token(ident)}"
+
+
+def parse_object_name(name: str) -> tuple[str, str]:
+    """The tenant and the id that `object_name` named. Raises ValueError for any other text."""
+    tenant, dot, ident = name.partition(".")
+    if not dot:
+        raise ValueError(f"{name[:100]!r} names no object")
+    return decode_token(tenant), decode_token(ident)
+
+
+def object_chunk(store: str, name: str, number: int) -> str:
+    """Each chunk has a subject of its own, so that it can be written by compare-and-set and read without a consumer."""
+    return f"$O.{store}.C.{name}.{number}"
+
+
+def object_chunks(store: str, name: str) -> str:
+    """Every chunk of one object."""
+    return f"$O.{store}.C.{name}.*"
+
+
+def object_chunks_of(store: str, tenant: str) -> str:
+    """Every chunk of one tenant."""
+    return f"$O.{store}.C.{encode_token(tenant)}.*.*"
+
+
+def object_nuid(name: str) -> str:
+    """What stands for an object's chunks in its description: other clients append it to where chunks are kept."""
+    return f"{name}.*"
+
+
+def parse_object_chunk(subject: str) -> str:
+    """The object that a chunk belongs to."""
+    return ".".join(subject.split(".")[3:-1])
+
+
+def object_about(store: str, name: str) -> str:
+    """Where an object is described."""
+    return f"$O.{store}.M.{base64.urlsafe_b64encode(name.encode()).decode()}"
+
+
+def parse_object_about(subject: str) -> str:
+    """The object that a description is of. Raises ValueError for what `object_about` cannot have made."""
+    return base64.urlsafe_b64decode(subject.rpartition(".")[2]).decode()
 
 
 def _lane_tokens(lane: Lane) -> str:

@@ -45,13 +45,15 @@ class Retention(msgspec.Struct, frozen=True):
 
 
 class StreamConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A stream in the server's own terms; durations are nanoseconds. What is left out keeps the server's default."""
+    """A stream in the server's own terms; durations are nanoseconds. What is left out keeps the server's default, but
+    rollups are always spelled out: streams that tenants publish to once allowed them."""
 
     name: str
     subjects: tuple[str, ...]
     storage: Literal["file", "memory"]
     num_replicas: int
     max_consumers: int
+    allow_rollup_hdrs: bool = msgspec.field(default_factory=bool)
     retention: Literal["limits", "workqueue"] = "limits"
     discard: Literal["old", "new"] = "old"
     discard_new_per_subject: bool = False
@@ -118,7 +120,7 @@ def streams(settings: Settings) -> tuple[StreamConfig, ...]:
             num_replicas=replicas,
             max_consumers=MAX_CONSUMERS,
             discard="new",
-            allow_rollup_hdrs=True,
+            max_msgs_per_subject=1,
             allow_direct=True,
         ),
     )
@@ -219,7 +221,8 @@ def _bucket(name: str, settings: Settings) -> StreamConfig:
         max_age=int(bounds.max_age_s * NANOS) if bounds else 0,
         duplicate_window=int(min(DUPLICATE_WINDOW_S, bounds.max_age_s if bounds else DUPLICATE_WINDOW_S) * NANOS),
         allow_direct=True,
-        allow_rollup_hdrs=True,
+        # Tenants publish to this bucket, and a rollup would let one remove what is not its own.
+        allow_rollup_hdrs=name != subjects.BUCKET_BATCHES,
         allow_msg_ttl=expires,
         subject_delete_marker_ttl=MARKER_TTL_S * NANOS if expires else 0,
     )
