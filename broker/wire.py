@@ -12,15 +12,17 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 import msgspec
 from msgspec import Meta
 
+from inferflux.config.settings import Scope, ServiceClassName
+
 from .errors import Code
 
 FinishReason: TypeAlias = Literal["stop", "length", "content_filter"]
 """Why a choice ended; `stop` is an end-of-sequence token or a stop string."""
 
-
-class Wire(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 Hardware: TypeAlias = Literal["cpu", "gpu"]
 
+
+class Wire(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Base of every message."""
 
 
@@ -196,10 +198,10 @@ class ModelBeat(Wire, frozen=True, kw_only=True):
     backend: str
     state: Literal["loading", "ready", "unloading", "failed"] = "ready"
     reason: str | None = None
-    context_length: int = 0
-    embeddings: bool = False
     progress: float = 1.0
     digest: str = ""
+    context_length: int = 0
+    embeddings: bool = False
     num_slots: int = 0
     num_free_slots: int = 0
     num_running: int = 0
@@ -225,9 +227,9 @@ class WorkerBeat(Wire, frozen=True, kw_only=True):
     version: str = ""
     draining: bool = False
     rss_bytes: int = 0
+    hardware: Hardware = "cpu"
     model_bytes: int = 0
     kv_bytes: int = 0
-    hardware: Hardware = "cpu"
     num_steps: int = 0
     models: tuple[ModelBeat, ...] = ()
 
@@ -328,8 +330,6 @@ class Fairness(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
     weights: dict[str, Annotated[float, Meta(gt=0)]] = {}
     min_share: dict[Literal["default", "batch"], Annotated[float, Meta(ge=0, le=1)]] = {}
 
-
-T = TypeVar("T", bound=Wire)
 
 ModelName: TypeAlias = Annotated[str, Meta(min_length=1)]
 Limit: TypeAlias = Annotated[int, Meta(ge=1)]
@@ -434,6 +434,8 @@ class ObjectInfo(Wire, frozen=True, kw_only=True):
     mtime: str
     metadata: dict[str, str] = {}
 
+
+T = TypeVar("T", bound=Wire)
 
 _encoder = msgspec.json.Encoder()
 _prompt_decoder: msgspec.json.Decoder[AnyPrompt] = msgspec.json.Decoder(AnyPrompt)
