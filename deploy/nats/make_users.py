@@ -13,6 +13,8 @@ import argparse
 import os
 import secrets
 import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -32,12 +34,17 @@ def main() -> None:
         if not colon:
             parser.error(f"--publisher {each}: name the classes, as in {each}:default,batch")
         publishers[tenant] = classes.split(",")
+    made = make(Path("users.conf"), publishers, arguments.url)
+    sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(made), indent=2) + b"\n")
+
+
+def make(users_conf: Path, publishers: Mapping[str, Sequence[str]], url: str) -> StoredCredentials:
+    """Write new users to a file that only its owner reads, and return their credentials with new secrets."""
     allowed = permissions.roles(publishers)
     logins = {role: Login(role, secrets.token_urlsafe(32)) for role in allowed}
-    with open(os.open("users.conf", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+    with open(os.open(users_conf, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
         file.write(accounts.accounts_file(logins, allowed))
-    made = StoredCredentials(arguments.url, logins, secrets.token_urlsafe(32), secrets.token_urlsafe(32))
-    sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(made), indent=2) + b"\n")
+    return StoredCredentials(url, logins, secrets.token_urlsafe(32), secrets.token_urlsafe(32))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,6 @@
+# What the OPA of compose.yaml decides: `guardrails.opa_endpoint` asks it about every prompt.
+package inferflux
+
+import rego.v1
+
+default allow := true
