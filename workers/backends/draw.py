@@ -1,7 +1,8 @@
-"""One draw from a softmax, without sorting it."""
+"""One draw from a softmax, without sorting it, and what decides it."""
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -26,3 +27,14 @@ def draw(logits: NDArray[np.float32], temperature: float, uniform: float) -> int
     # Rounding must not carry the draw past the block's end, where weights may be zero.
     fraction = min((target - below) / (blocks[number] - below), LARGEST_FRACTION)
     return number * BLOCK + int(inner.searchsorted(fraction * inner[-1], side="right"))
+
+
+def draw_seed(seed: int, position: int) -> int:
+    """31 bits that a request's seed and a token's position fix: all 32 set would ask llama.cpp for a random seed."""
+    digest = hashlib.blake2b(f"{seed}/{position}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest) >> 1
+
+
+def draw_uniform(seed: int, position: int) -> float:
+    """The same as a fraction, 0 <= uniform < 1."""
+    return draw_seed(seed, position) / (1 << 31)

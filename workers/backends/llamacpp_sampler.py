@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backend import Chunk, Logprob, Sample, SamplingParams
-from .draw import draw
+from .draw import draw, draw_seed, draw_uniform
 
 Row = NDArray[np.float32]
 MAX_CHAINS = 64
@@ -40,7 +39,7 @@ class Sampler:
         if params.temperature <= 0.0:
             token = int(np.argmax(self._bias(adjusted, params)))
         elif params.top_k <= 0 and params.top_p >= 1.0 and params.min_p <= 0.0:
-            uniform = _draw_seed(params.seed, len(chunk.history)) / (1 << 31)
+            uniform = draw_uniform(params.seed, len(chunk.history))
             token = draw(self._bias(adjusted, params), params.temperature, uniform)
         else:
             token = self._filter_and_draw(adjusted, params, len(chunk.history))
@@ -86,7 +85,7 @@ class Sampler:
             sorted=False,
         )
         lib.llama_sampler_apply(self._chain(params), ctypes.byref(array))
-        last = lib.llama_sampler_init_dist(_draw_seed(params.seed, position))
+        last = lib.llama_sampler_init_dist(draw_seed(params.seed, position))
         lib.llama_sampler_apply(last, ctypes.byref(array))
         lib.llama_sampler_free(last)
         return int(array.data[array.selected].id)
@@ -132,8 +131,3 @@ def describe(logits: Row, token: int, count: int) -> Sample:
         tuple(Logprob(other, float(logits[other]) - log_total) for other in top),
     )
 
-
-def _draw_seed(seed: int, position: int) -> int:
-    """31 bits: all 32 set would ask llama.cpp for a random seed."""
-    digest = hashlib.blake2b(f"{seed}/{position}".encode(), digest_size=4).digest()
-    return int.from_bytes(digest) >> 1
