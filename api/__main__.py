@@ -18,6 +18,7 @@ from inferflux.broker.errors import ConfigError, InferFluxError
 from inferflux.broker.jetstream import JetStreamBroker
 from inferflux.broker.stamp import Stamper
 from inferflux.config import logs
+from inferflux.config.audit import Audit
 from inferflux.config.lifeline import parent_gone, supervised_name
 from inferflux.config.load import load_for_process
 from inferflux.config.settings import ServerSettings, Settings
@@ -90,7 +91,7 @@ async def serve(settings: Settings) -> None:
         raise ConfigError("an API needs broker.stamp_secret; all APIs and workers must have the same")
     broker = await JetStreamBroker.connect(settings, ROLE_API, "api", connection=connection)
     try:
-        control = Control(settings, PolicyStore(broker), tenants)
+        control = Control(settings, PolicyStore(broker), tenants, Audit.of_process(settings.logging, "api"))
         app = create_app(settings, broker, Stamper(connection.stamp_secret), models, control)
         server = Server(_uvicorn(app, settings.server), app.state.parts.dispatcher, settings.server.drain_timeout_s)
         lifeline = asyncio.create_task(parent_gone())

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 from litestar import Litestar, Router
+from litestar.connection import ASGIConnection
 from litestar.di import Provide
-from litestar.types import Message, Scope
+from litestar.handlers import BaseRouteHandler
+from litestar.types import Guard, Message, Scope
 
 from inferflux.broker.broker import Broker
 from inferflux.broker.stamp import Stamper
 from inferflux.config.settings import Settings
+from inferflux.registry.audit import Anchorage, Anchors
 from inferflux.registry.control import Control
 from inferflux.registry.deadletters import DeadLetters
 from inferflux.registry.fairness import FairnessStore
 from inferflux.registry.follower import FleetFollower
 from inferflux.registry.models import Models
 
+from .audit import Auditor
 from .auth import Gate
 from .cancel import Canceller
 from .desk import Desk
@@ -35,6 +39,7 @@ from .readers import Readers
 from .relay import Relay
 from .resumption import Resumption
 from .routes import admin, dead, documents, fairness, generation, health, models, queue, streams
+from .routes.audit import list_heads
 from .status import Metrics, Status
 from .sweeper import Sweeper
 from .vigil import Vigil
@@ -49,6 +54,8 @@ class Parts:
         self.broker = broker
         self.control = control
         self.metrics = Metrics()
+        self.auditor = Auditor(control.audit)
+        self.anchorage = Anchorage(control.audit, Anchors(broker), self.metrics.policy)
         self.follower = FleetFollower(broker)
         self.relay = Relay(broker, identity.owner)
         self.pressure = Pressure(broker, self.follower.fleet)
@@ -73,6 +80,7 @@ class Parts:
 
     async def start(self) -> None:
         self.control.start()
+        self.anchorage.start()
         await self.relay.start()
         await self.pressure.start()
         await self.presence.start()
@@ -91,6 +99,7 @@ class Parts:
         await self.pressure.close()
         await self.relay.close()
         await self.control.close()
+        await self.anchorage.close()
 
 
 def create_app(settings: Settings, broker: Broker, stamper: Stamper, served: Models, control: Control) -> Litestar:
@@ -108,11 +117,14 @@ def create_app(settings: Settings, broker: Broker, stamper: Stamper, served: Mod
     async def count(message: Message, scope: Scope) -> None:
         if message["type"] == "http.response.start":
             _count(parts.metrics, message["status"], scope)
+            parts.auditor.answered(message["status"], scope)
 
     app = Litestar(
         route_handlers=[
             Router(
-                "/v1", route_handlers=[*_V1, Router("/admin", route_handlers=_ADMIN)], guards=[Gate(control.tenants)]
+                "/v1",
+                route_handlers=[*_V1, Router("/admin", route_handlers=_ADMIN)],
+                guards=[_guard(Gate(control.tenants)), _guard(parts.auditor.guard)],
             ),
             *_OPEN,
         ],
@@ -122,12 +134,14 @@ def create_app(settings: Settings, broker: Broker, stamper: Stamper, served: Mod
             "status": _provide(parts.status),
             "fleet": _provide(parts.follower.fleet),
             "queues": _provide(parts.queues),
+            "anchors": _provide(Anchors(broker)),
             "dead_letters": _provide(DeadLetters(broker)),
             "fairness_store": _provide(FairnessStore(control.store)),
             "tenants": _provide(control.tenants),
         },
         exception_handlers=EXCEPTION_HANDLERS,
         lifespan=[lifespan],
+        after_exception=[parts.auditor.failed],
         before_send=[count],
         request_max_body_size=settings.server.max_body_bytes,
         openapi_config=None,
@@ -156,12 +170,22 @@ _ADMIN = [
     dead.drop_dead,
     fairness.get_fairness,
     fairness.change_fairness,
+    list_heads,
 ]
 _OPEN = [health.livez, health.readyz, health.metrics, documents.openapi_json, documents.docs]
 
 
 def _provide(part: Any) -> Provide:
     return Provide(lambda: part, sync_to_thread=False)
+
+
+def _guard(check: Callable[..., Awaitable[None]]) -> Guard:
+    """A router copies its guards deeply, and what they know of with them: all but functions."""
+
+    async def guard(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+        await check(connection, handler)
+
+    return guard
 
 
 def _count(metrics: Metrics, status: int, scope: Scope) -> None:

@@ -13,7 +13,8 @@ from inferflux.config.settings import Scope
 from inferflux.registry.models import ModelEntry, Models
 from inferflux.registry.tenants import Principal, Tenants
 
-_STATE = "principal"
+PRINCIPAL = "principal"
+"""Where the gate leaves a request's principal in its state."""
 
 
 class Gate:
@@ -29,12 +30,12 @@ class Gate:
         A coroutine, although it awaits nothing: Litestar would run a plain function on another thread.
         """
         principal = self.authenticate(connection.headers.get("authorization"))
+        connection.scope["state"][PRINCIPAL] = principal
         scope: Scope | None = handler.opt.get("scope")
         if scope not in principal.scopes:
             raise RequestError(
                 Code.INSUFFICIENT_SCOPE, f"this key lacks the scope {scope!r}, which this endpoint needs"
             )
-        connection.scope["state"][_STATE] = principal
 
     def authenticate(self, header: str | None) -> Principal:
         """The principal of an Authorization header. Raises RequestError."""
@@ -55,7 +56,7 @@ class Gate:
 
 def principal_of(request: Request[Any, Any, Any]) -> Principal:
     """Who the gate let in."""
-    principal: Principal = request.scope["state"][_STATE]
+    principal: Principal = request.scope["state"][PRINCIPAL]
     return principal
 
 

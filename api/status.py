@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from inferflux.broker.broker import Broker
 from inferflux.broker.errors import BrokerError
 from inferflux.config.logs import get_logger
-from inferflux.config.metrics import ApiMetrics, FleetMetrics
+from inferflux.config.metrics import ApiMetrics, FleetMetrics, PolicyMetrics
 from inferflux.config.version import package_version
 from inferflux.registry.deadletters import DeadLetters
 from inferflux.registry.fleet import Fleet
@@ -46,6 +46,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.api = ApiMetrics(self.registry)
         self.fleet = FleetMetrics(self.registry)
+        self.policy = PolicyMetrics(self.registry)
 
 
 class Status:

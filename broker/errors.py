@@ -49,6 +49,8 @@ class Code(StrEnum):
     TAPE_FULL = "tape_full"
     BROKER_UNAVAILABLE = "broker_unavailable"
     DRAINING = "draining"
+    AUDIT_UNAVAILABLE = "audit_unavailable"
+    GUARDRAIL_UNAVAILABLE = "guardrail_unavailable"
     NO_BACKEND = "no_backend"
     QUEUE_TIMEOUT = "queue_timeout"
     OUT_OF_CAPACITY = "out_of_capacity"
@@ -94,10 +96,25 @@ HTTP_ERRORS: dict[Code, HttpError] = {
     Code.TAPE_FULL: HttpError(503, "overloaded_error"),
     Code.BROKER_UNAVAILABLE: HttpError(503, "overloaded_error"),
     Code.DRAINING: HttpError(503, "overloaded_error"),
+    Code.AUDIT_UNAVAILABLE: HttpError(503, "overloaded_error"),
+    Code.GUARDRAIL_UNAVAILABLE: HttpError(503, "overloaded_error"),
     Code.NO_BACKEND: HttpError(503, "overloaded_error"),
     Code.OUT_OF_CAPACITY: HttpError(503, "overloaded_error"),
     Code.QUEUE_TIMEOUT: HttpError(504, "server_error"),
 }
+
+DENIALS = frozenset(
+    {
+        Code.CONTENT_FILTER,
+        Code.INVALID_API_KEY,
+        Code.INSUFFICIENT_SCOPE,
+        Code.CLASS_NOT_ALLOWED,
+        Code.MODEL_NOT_ALLOWED,
+        Code.RATE_LIMIT_EXCEEDED,
+        Code.GUARDRAIL_UNAVAILABLE,
+    }
+)
+"""Codes that say that somebody was refused: each goes into the audit log."""
 
 
 class RequestError(InferFluxError):

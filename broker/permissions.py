@@ -9,6 +9,7 @@ import msgspec
 from . import subjects
 from .credentials import ROLE_ADMIN, ROLE_API, ROLE_WORKER, tenant_role
 from .subjects import (
+    BUCKET_AUDIT,
     BUCKET_DEADLETTERS,
     BUCKET_POLICY,
     BUCKET_REGISTRY,
@@ -72,6 +73,7 @@ def worker() -> Permissions:
             subjects.FAIR_ALL,
             subjects.kv(BUCKET_WORKERS, ">"),
             subjects.kv(BUCKET_DEADLETTERS, ">"),
+            subjects.kv(BUCKET_AUDIT, ">"),
             subjects.ACK_PROMPTS,
             js_api("CONSUMER", "CREATE", STREAM_PROMPTS, ">"),
             js_api("CONSUMER", "MSG", "NEXT", STREAM_PROMPTS, "*"),

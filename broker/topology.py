@@ -44,6 +44,10 @@ class Retention(msgspec.Struct, frozen=True):
     max_age_s: float
 
 
+AUDIT_HEADS = Retention(10_000, 8 * 1024 * 1024, 400 * 24 * 3600.0)
+"""One small entry for each process that ever wrote an audit log: its last line's number and hash."""
+
+
 class StreamConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A stream in the server's own terms; durations are nanoseconds. What is left out keeps the server's default, but
     rollups are always spelled out: streams that tenants publish to once allowed them."""
@@ -199,6 +203,8 @@ def _first_seq(wanted: StreamConfig) -> dict[str, int]:
 
 def retention(name: str, settings: Settings) -> Retention | None:
     """The bounds of a bucket that gives up its oldest entries; None for one that keeps everything."""
+    if name == subjects.BUCKET_AUDIT:
+        return AUDIT_HEADS
     if name != subjects.BUCKET_DEADLETTERS:
         return None
     queue = settings.queue

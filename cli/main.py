@@ -8,7 +8,7 @@ import typer
 
 from inferflux.config.errors import ConfigError, InferFluxError
 
-from . import admin, queue
+from . import admin, audit, queue
 from .chat import chat
 from .completion import completion
 from .configuration import config
@@ -50,6 +50,7 @@ for command, panel in (
     app.command(rich_help_panel=panel)(command)
 app.add_typer(queue.app, name="queue", rich_help_panel=_OPERATE)
 app.add_typer(admin.app, name="admin", rich_help_panel=_OPERATE)
+app.add_typer(audit.app, name="audit", rich_help_panel=_OPERATE)
 
 
 def main() -> None:

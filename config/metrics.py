@@ -14,6 +14,24 @@ _STEP_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2
 _BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
+class PolicyMetrics:
+    """What guardrails and the audit log did in one process, whichever kind it is."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.guardrail_blocks = Counter(
+            "inferflux_guardrail_blocks",
+            "What guardrails found in prompts (input) and answers (output), and what they did about it.",
+            ("stage", "guardrail", "action"),
+            registry=registry,
+        )
+        self.audit_lines = Counter("inferflux_audit_lines", "Lines written to the audit log.", registry=registry)
+        self.audit_lost = Counter(
+            "inferflux_audit_lost",
+            "Lines that never reached the audit log because it could not be written for too long.",
+            registry=registry,
+        )
+
+
 class ApiMetrics:
     """What one API replica sees: requests as their clients do, and the queues."""
 
@@ -81,6 +99,19 @@ class ApiMetrics:
         )
         self.workers = Gauge("inferflux_workers", "Live workers that serve a model.", model, registry=registry)
         self.tape_fill = Gauge("inferflux_tape_fill", "Share of the tape's byte limit in use.", registry=registry)
+        self.registry_events = Counter(
+            "inferflux_registry_events",
+            "Changes of the models that this replica saw: added, removed, changed, default, and file_applied, "
+            "file_refused, file_conflict.",
+            ("event",),
+            registry=registry,
+        )
+        self.registry_models = Gauge("inferflux_registry_models", "Models that can be asked for.", registry=registry)
+        self.registry_file_applied = Gauge(
+            "inferflux_registry_file_applied",
+            "1 while what this replica's registry file says is in force.",
+            registry=registry,
+        )
 
 
 class FleetMetrics:
@@ -99,19 +130,6 @@ class FleetMetrics:
         )
         self.kv_pages = Gauge("inferflux_kv_pages", "KV pages there are.", model, registry=registry)
         self.kv_pages_in_use = Gauge(
-        self.registry_events = Counter(
-            "inferflux_registry_events",
-            "Changes of the models that this replica saw: added, removed, changed, default, and file_applied, "
-            "file_refused, file_conflict.",
-            ("event",),
-            registry=registry,
-        )
-        self.registry_models = Gauge("inferflux_registry_models", "Models that can be asked for.", registry=registry)
-        self.registry_file_applied = Gauge(
-            "inferflux_registry_file_applied",
-            "1 while what this replica's registry file says is in force.",
-            registry=registry,
-        )
             "inferflux_kv_pages_in_use", "KV pages held by sequences.", model, registry=registry
         )
         self.kv_cache_usage = Gauge(

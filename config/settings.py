@@ -134,11 +134,14 @@ class GuardrailSettings(Section, frozen=True, kw_only=True):
 
 
 class LoggingSettings(Section, frozen=True, kw_only=True):
-    """What is logged, how, and where the audit log goes."""
+    """What is logged, how, and where the audit log goes. `audit_required` refuses requests while it cannot be written;
+    `audit_prompts` puts the prompts that guardrails refused into it."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "text", "json"] = "auto"
     audit_log: str | None = None
+    audit_required: bool = False
+    audit_prompts: bool = False
 
 
 class SchedulerSettings(Section, frozen=True, kw_only=True):

@@ -14,6 +14,5 @@ def unsupported(settings: Settings) -> list[str]:
         "auth.rate_limit_per_minute": auth.rate_limit_per_minute > 0,
         "guardrails.blocklist": bool(guardrails.blocklist),
         "guardrails.opa_endpoint": guardrails.opa_endpoint is not None,
-        "logging.audit_log": settings.logging.audit_log is not None,
     }
     return [f"{path} is set, but this version does not enforce it: remove it" for path, used in in_use.items() if used]

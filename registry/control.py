@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from inferflux.broker.subjects import BUCKET_POLICY, BUCKET_REGISTRY, BUCKET_TENANTS
+from inferflux.config.audit import Audit
 from inferflux.config.settings import Settings
 
 from .fairness import FairnessFollower
@@ -15,7 +16,8 @@ from .tenants import Tenants
 class Control:
     """One follower for each bucket; whoever wants to hear of changes registers before `start`."""
 
-    def __init__(self, settings: Settings, store: PolicyStore, tenants: Tenants) -> None:
+    def __init__(self, settings: Settings, store: PolicyStore, tenants: Tenants, audit: Audit | None = None) -> None:
+        self.audit = audit or Audit()
         self.store = store
         self.tenants = tenants
         self.policy = Follower(store, BUCKET_POLICY)

@@ -17,10 +17,12 @@ from inferflux.broker.errors import BrokerError, ConfigError
 from inferflux.broker.jetstream import JetStreamBroker
 from inferflux.broker.stamp import Stamper
 from inferflux.config import logs
+from inferflux.config.audit import Audit
 from inferflux.config.lifeline import parent_gone, supervised_name
 from inferflux.config.load import load_for_process
-from inferflux.config.metrics import WorkerMetrics
+from inferflux.config.metrics import PolicyMetrics, WorkerMetrics
 from inferflux.config.settings import Settings
+from inferflux.registry.audit import Anchorage, Anchors
 from inferflux.registry.control import Control
 from inferflux.registry.models import ModelEntry, load_models
 from inferflux.registry.store import PolicyStore
@@ -63,10 +65,15 @@ async def serve(settings: Settings) -> bool:
     broker = await JetStreamBroker.connect(settings, ROLE_WORKER, "worker", connection=connection)
     try:
         meter = Meter(metrics)
-        control = Control(settings, PolicyStore(broker), tenants)
+        control = Control(settings, PolicyStore(broker), tenants, Audit.of_process(settings.logging, "worker"))
+        anchorage = Anchorage(control.audit, Anchors(broker), PolicyMetrics(registry))
         worker = Worker(settings, broker, hosts, control, _reader(connection, tenants), meter)
         with Probe(worker, broker, registry).serving(settings.worker.metrics_host, settings.worker.metrics_port):
-            await _run(worker, Heartbeat(worker, broker, meter, settings.worker.heartbeat_s))
+            anchorage.start()
+            try:
+                await _run(worker, Heartbeat(worker, broker, meter, settings.worker.heartbeat_s))
+            finally:
+                await anchorage.close()
         return bool(worker.hung)
     finally:
         await broker.close()

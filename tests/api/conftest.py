@@ -14,6 +14,7 @@ from harness.scripted_worker import SECRET, ScriptedWorker, Turn
 from inferflux.api.app import create_app
 from inferflux.broker.memory import MemoryBroker, MemoryHub
 from inferflux.broker.stamp import Stamper
+from inferflux.config.audit import Audit
 from inferflux.config.settings import (
     AuthSettings,
     KeySettings,
@@ -62,7 +63,7 @@ class Api:
         self.hub = MemoryHub(settings=settings) if hub is None else hub
         self.broker = MemoryBroker(self.hub)
         tenants = Tenants.from_settings(settings)
-        control = Control(settings, PolicyStore(self.broker), tenants)
+        control = Control(settings, PolicyStore(self.broker), tenants, Audit(settings.logging, "api"))
         self.app = create_app(settings, self.broker, Stamper(SECRET), MODELS, control)
         self.parts = self.app.state.parts
         self.worker = ScriptedWorker(MemoryBroker(self.hub), "org/small", "pretend")

@@ -170,7 +170,6 @@ def test_every_setting_whose_name_sounds_secret_is_masked():
         ("auth.rate_limit_per_minute", "5"),
         ("guardrails.blocklist", "pii"),
         ("guardrails.opa_endpoint", "http://opa"),
-        ("logging.audit_log", "audit.log"),
     ],
 )
 def test_a_process_does_not_start_without_a_protection_that_is_set(path, text):

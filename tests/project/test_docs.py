@@ -15,7 +15,7 @@ from inferflux.broker import wire
 from inferflux.broker.errors import HTTP_ERRORS, Code
 from inferflux.cli.main import app
 from inferflux.config.knobs import KNOBS
-from inferflux.config.metrics import ApiMetrics, FleetMetrics, WorkerMetrics
+from inferflux.config.metrics import ApiMetrics, FleetMetrics, PolicyMetrics, WorkerMetrics
 
 DOCUMENTS = ["README.md", "CHANGELOG.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 
@@ -69,7 +69,7 @@ def test_every_field_of_the_wire_is_explained() -> None:
 
 def test_every_metric_is_explained() -> None:
     names = set()
-    for kind in (ApiMetrics, FleetMetrics, WorkerMetrics):
+    for kind in (ApiMetrics, FleetMetrics, WorkerMetrics, PolicyMetrics):
         kind(registry := CollectorRegistry())
         names |= {f"{each.name}_total" if each.type == "counter" else each.name for each in registry.collect()}
     assert names == {name for name in rows("docs/AdminGuide.md") if name.startswith("inferflux_")}
