@@ -12,7 +12,7 @@ from typing import Protocol
 
 import msgspec
 
-from .subjects import Lane, RequestKey
+from .subjects import Counter, Lane, RequestKey, Series
 from .wire import Claim, Head
 
 
@@ -98,6 +98,10 @@ class Delivery(Protocol):
     def headers(self) -> Mapping[str, str]: ...
     @property
     def seq(self) -> int: ...
+    @property
+    def stored_s(self) -> float:
+        """When the prompt was stored, in Unix time by the broker's clock."""
+
     @property
     def num_delivered(self) -> int: ...
     @property
@@ -266,6 +270,15 @@ class Broker(Protocol):
     async def send_gossip(self, model: str, body: bytes) -> None: ...
 
     async def listen_gossip(self, model: str, on_gossip: Callable[[bytes], None]) -> Subscription: ...
+
+    async def count(self, counter: Counter, add: int, *, msg_id: str | None = None) -> int | None:
+        """Add to a counter, any whole number, and its new value; None when this was counted before under `msg_id`."""
+
+    async def counted(self, counter: Counter) -> int:
+        """A counter's value, 0 where nothing was counted."""
+
+    async def counters(self, series: Series, parts: tuple[str | None, ...]) -> dict[Counter, int]:
+        """Every counter of a series whose parts are these (None: any) that has counted something."""
 
     async def bucket(self, name: str) -> Bucket: ...
 

@@ -21,6 +21,7 @@ class AckSubject(msgspec.Struct, frozen=True):
     num_delivered: int
     stream_seq: int
     consumer_seq: int
+    stored_s: float
     num_pending: int
 
     @classmethod
@@ -30,8 +31,8 @@ class AckSubject(msgspec.Struct, frozen=True):
         if tokens[:2] != ["$JS", "ACK"] or len(tokens) < 9:
             raise ValueError(f"{subject!r} acknowledges nothing")
         start = 4 if len(tokens) == 9 else 6
-        delivered, stream_seq, consumer_seq, _, pending = (int(token) for token in tokens[start : start + 5])
-        return cls(delivered, stream_seq, consumer_seq, pending)
+        delivered, stream_seq, consumer_seq, nanos, pending = (int(token) for token in tokens[start : start + 5])
+        return cls(delivered, stream_seq, consumer_seq, nanos / NANOS, pending)
 
 
 class JetStreamDelivery(Delivery):
@@ -62,6 +63,10 @@ class JetStreamDelivery(Delivery):
     @property
     def seq(self) -> int:
         return self._about.stream_seq
+
+    @property
+    def stored_s(self) -> float:
+        return self._about.stored_s
 
     @property
     def num_delivered(self) -> int:

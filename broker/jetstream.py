@@ -26,6 +26,7 @@ from .broker import (
 from .bucket import JetStreamBucket
 from .chunks import JetStreamChunks
 from .credentials import ROLE_ADMIN, ROLE_API, Connection, resolve
+from .counters import StreamCounters
 from .delivery import delete_prompt
 from .errors import BrokerError, InferFluxError, QueueFull
 from .frames import FramePublisher
@@ -33,7 +34,7 @@ from .jetstream_api import ERR_INSUFFICIENT_RESOURCES, ERR_STREAM_STORE_FAILED, 
 from .lanes import Lanes
 from .link import Link
 from .packet import Packet
-from .subjects import STREAM_PROMPTS, STREAM_TAPE, Lane, RequestKey
+from .subjects import STREAM_PROMPTS, STREAM_TAPE, Counter, Lane, RequestKey, Series
 from .tape import TapeStream
 from .wire import Claim, Head, encode
 
@@ -53,6 +54,7 @@ class JetStreamBroker(Broker):
         self._lanes = Lanes(link, self._js, max_lanes=settings.queue.max_lanes)
         self._frames = FramePublisher(link, timeout_s=settings.tape.ack_timeout_s)
         self._tape = TapeStream(link, self._js)
+        self._counters = StreamCounters(link, self._js)
 
     @classmethod
     async def connect(
@@ -81,7 +83,7 @@ class JetStreamBroker(Broker):
                 link.on_restored.append(broker._ensure_again)
             else:
                 await topology.wait(broker._js, settings, deadline_s)
-            for part in (broker._lanes, broker._frames, broker._tape):
+            for part in (broker._lanes, broker._frames, broker._tape, broker._counters):
                 await part.open()
             await link.flush()
             if link.max_payload < settings.server.max_body_bytes:
@@ -223,6 +225,15 @@ class JetStreamBroker(Broker):
 
     async def listen_gossip(self, model: str, on_gossip: Callable[[bytes], None]) -> Subscription:
         return await self._listen(subjects.fair(model), lambda packet: on_gossip(packet.data))
+
+    async def count(self, counter: Counter, add: int, *, msg_id: str | None = None) -> int | None:
+        return await self._counters.count(counter, add, msg_id)
+
+    async def counted(self, counter: Counter) -> int:
+        return await self._counters.value(counter)
+
+    async def counters(self, series: Series, parts: tuple[str | None, ...]) -> dict[Counter, int]:
+        return await self._counters.matching(series, parts)
 
     async def bucket(self, name: str) -> Bucket:
         return JetStreamBucket(self._link, self._js, name)

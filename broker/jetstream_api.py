@@ -64,10 +64,11 @@ class WrongSequence(ApiError):
 
 
 class Ack(msgspec.Struct, frozen=True):
-    """A stream's answer to a publish."""
+    """A stream's answer to a publish; `value` is a counter's new one."""
 
     seq: int
     duplicate: bool = False
+    value: int | None = None
 
 
 class StoredMessage(msgspec.Struct, frozen=True):
@@ -132,7 +133,12 @@ class JetStreamApi:
                 )
                 if packet.status is None:
                     answer = _checked(packet.data)
-                    return Ack(int(answer["seq"]), bool(answer.get("duplicate", False)))
+                    value = answer.get("val")
+                    return Ack(
+                        int(answer["seq"]),
+                        bool(answer.get("duplicate", False)),
+                        None if value is None else int(value),
+                    )
                 reason: BrokerError = BrokerUnavailable(f"no stream takes {subject}: {packet.description}")
             except BrokerUnavailable as error:
                 reason = error

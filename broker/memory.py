@@ -25,10 +25,11 @@ from .broker import (
 )
 from .errors import BrokerError, BrokerUnavailable
 from .memory_bucket import MemoryBucket
+from .counters import MemoryCounters
 from .memory_chunks import MemoryChunks, StoredChunks
 from .memory_prompts import Held, MemoryPrompts
 from .memory_tape import MemoryTape
-from .subjects import BUCKETS, OBJECT_STORES, Lane, RequestKey
+from .subjects import BUCKETS, OBJECT_STORES, Counter, Lane, RequestKey, Series
 from .topology import retention
 from .wire import Claim, Head
 
@@ -60,6 +61,7 @@ class MemoryHub:
         self.tape = MemoryTape(clock, settings.tape, lambda reply: self.tell(("reply", reply.key.owner), reply))
         self.buckets = {name: MemoryBucket(name, clock, retention(name, settings)) for name in BUCKETS}
         self.objects = {name: StoredChunks(clock) for name in OBJECT_STORES}
+        self.counters = MemoryCounters()
         self._topics: dict[tuple[str, str], set[MemorySubscription]] = {}
 
     def settle(self) -> None:
@@ -97,6 +99,10 @@ class MemoryDelivery(Delivery):
     @property
     def seq(self) -> int:
         return self._held.seq
+
+    @property
+    def stored_s(self) -> float:
+        return self._held.stored_s
 
     @property
     def num_delivered(self) -> int:
@@ -218,6 +224,15 @@ class MemoryBroker(Broker):
 
     async def bucket(self, name: str) -> Bucket:
         return self.hub.buckets[name]
+
+    async def count(self, counter: Counter, add: int, *, msg_id: str | None = None) -> int | None:
+        return self.hub.counters.count(counter, add, msg_id)
+
+    async def counted(self, counter: Counter) -> int:
+        return self.hub.counters.value(counter)
+
+    async def counters(self, series: Series, parts: tuple[str | None, ...]) -> dict[Counter, int]:
+        return self.hub.counters.matching(series, parts)
 
     def chunks(self, store: str) -> ChunkStore:
         return MemoryChunks(self, store)

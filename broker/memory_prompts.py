@@ -41,6 +41,7 @@ class Held(msgspec.Struct, frozen=True):
     lane: Lane
     body: bytes
     headers: Mapping[str, str]
+    stored_s: float
     num_delivered: int
     num_pending: int
 
@@ -123,7 +124,7 @@ class MemoryPrompts:
             return None
         prompt.due_s = now_s + limits.lease_s
         prompt.num_delivered += 1
-        return Held(prompt.seq, lane, prompt.body, prompt.headers, prompt.num_delivered, len(waiting))
+        return Held(prompt.seq, lane, prompt.body, prompt.headers, prompt.stored_s, prompt.num_delivered, len(waiting))
 
     def extend(self, seq: int) -> None:
         prompt = self._prompts.get(seq)

@@ -20,8 +20,12 @@ from .subjects import (
     STREAM_LIMITS,
     STREAM_PROMPTS,
     STREAM_TAPE,
+    STREAM_USAGE,
     js_api,
 )
+
+
+COUNTERS = (STREAM_LIMITS, STREAM_USAGE)
 
 
 class Permissions(msgspec.Struct, frozen=True):
@@ -40,7 +44,7 @@ def api() -> Permissions:
     """Admits requests, follows their tapes, cancels, sweeps, and owns the topology and the control plane."""
     files = subjects.object_stream(OBJECTS_FILES)
     buckets = [subjects.kv_stream(name) for name in BUCKETS]
-    all_streams = (STREAM_PROMPTS, STREAM_TAPE, STREAM_LIMITS, *buckets, files)
+    all_streams = (STREAM_PROMPTS, STREAM_TAPE, *COUNTERS, *buckets, files)
     return Permissions(
         (
             subjects.BELL_SOURCE,
@@ -54,7 +58,7 @@ def api() -> Permissions:
             *subjects.object_subjects(OBJECTS_FILES),
             *_read_stream(files),
             js_api("STREAM", "PURGE", files),
-            js_api("STREAM", "MSG", "GET", STREAM_LIMITS),
+            *_read_counters(),
             js_api("CONSUMER", "LIST", STREAM_PROMPTS),
         ),
         (f"{subjects.inbox_prefix(ROLE_API)}.>", subjects.REPLY_ALL),
@@ -70,6 +74,8 @@ def worker() -> Permissions:
         (
             subjects.TAPE_ALL,
             subjects.LIMIT_ALL,
+            subjects.BUDGET_ALL,
+            subjects.USAGE_ALL,
             subjects.FAIR_ALL,
             subjects.kv(BUCKET_WORKERS, ">"),
             subjects.kv(BUCKET_DEADLETTERS, ">"),
@@ -77,7 +83,8 @@ def worker() -> Permissions:
             subjects.ACK_PROMPTS,
             js_api("CONSUMER", "CREATE", STREAM_PROMPTS, ">"),
             js_api("CONSUMER", "MSG", "NEXT", STREAM_PROMPTS, "*"),
-            *(js_api("STREAM", "INFO", name) for name in (STREAM_PROMPTS, STREAM_TAPE, STREAM_LIMITS, *buckets, files)),
+            *(js_api("STREAM", "INFO", name) for name in (STREAM_PROMPTS, STREAM_TAPE, *COUNTERS, *buckets, files)),
+            *_read_counters(),
             *_prompts_and_tape(),
             *(subject for name in readable for subject in _read_bucket(name)),
         ),
@@ -121,6 +128,10 @@ def _prompts_and_tape() -> tuple[str, ...]:
         js_api("DIRECT", "GET", STREAM_TAPE),
         js_api("STREAM", "PURGE", STREAM_TAPE),
     )
+
+
+def _read_counters() -> tuple[str, ...]:
+    return tuple(js_api(*call, name) for name in COUNTERS for call in (("STREAM", "MSG", "GET"), ("DIRECT", "GET")))
 
 
 def _read_bucket(name: str) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ ROOT = "inferflux"
 STREAM_PROMPTS = "PROMPTS"
 STREAM_TAPE = "TAPE"
 STREAM_LIMITS = "LIMITS"
+STREAM_USAGE = "USAGE"
 
 BUCKET_REGISTRY = "registry"
 BUCKET_POLICY = "policy"
@@ -61,6 +62,8 @@ HEADER_LAST_CONSUMER = "Nats-Last-Consumer"
 HEADER_MARKER_REASON = "Nats-Marker-Reason"
 HEADER_KV_OPERATION = "KV-Operation"
 MARKER_HEADERS = (HEADER_KV_OPERATION, HEADER_MARKER_REASON)
+HEADER_INCREMENT = "Nats-Incr"
+HEADER_SUBJECT = "Nats-Subject"
 HEADER_STAMP = "Inferflux-Stamp"
 HEADER_PREFIX = "Inferflux-Prefix"
 HEADER_TRACEPARENT = "traceparent"
@@ -69,6 +72,8 @@ INFER_ALL = f"{ROOT}.infer.*.*.*"
 TAPE_ALL = f"{ROOT}.tape.>"
 HEAD_ALL = f"{ROOT}.tape.*.*.head"
 LIMIT_ALL = f"{ROOT}.limit.*.*.*"
+BUDGET_ALL = f"{ROOT}.budget.*.*"
+USAGE_ALL = f"{ROOT}.usage.*.*.*.*"
 CANCEL_ALL = f"{ROOT}.cancel.*.*"
 BELL_SOURCE = f"{ROOT}.infer.>"
 BELL_DESTINATION = f"{ROOT}.bell.>"
@@ -104,6 +109,25 @@ class Lane(msgspec.Struct, frozen=True, order=True):
     model: str
     service_class: ServiceClass
     tenant: str
+
+
+class Series(StrEnum):
+    """What counters count; each series has as many parts as `_NUM_PARTS` says."""
+
+    LIMIT = "limit"
+    BUDGET = "budget"
+    USAGE = "usage"
+
+
+_NUM_PARTS = {Series.LIMIT: 3, Series.BUDGET: 2, Series.USAGE: 4}
+
+
+class Counter(msgspec.Struct, frozen=True, order=True):
+    """Names one counter: `(kind, id, window)` of a limit, `(tenant, month)` of a budget, `(tenant, key, model, day)` of
+    usage; decoded."""
+
+    series: Series
+    parts: tuple[str, ...]
 
 
 class RequestKey(msgspec.Struct, frozen=True, order=True):
@@ -233,6 +257,30 @@ def parse_key(subject: str) -> RequestKey:
 
 def fair(model: str) -> str:
     return f"{ROOT}.fair.{encode_token(model)}"
+
+
+def counter(of: Counter) -> str:
+    return counter_filter(of.series, of.parts)
+
+
+def counter_filter(series: Series, parts: tuple[str | None, ...]) -> str:
+    """Every counter of a series whose parts are these; None stands for any."""
+    assert len(parts) == _NUM_PARTS[series], f"a counter of {series} has other parts than {parts}"
+    tokens = ("*" if part is None else encode_token(part) for part in parts)
+    return ".".join((ROOT, series.value, *tokens))
+
+
+def parse_counter(subject: str) -> Counter:
+    """The counter that a subject names. Raises ValueError for any other subject."""
+    root, series, *parts = subject.split(".")
+    if root != ROOT or series not in set(Series) or len(parts) != _NUM_PARTS[Series(series)]:
+        raise ValueError(f"{subject!r} names no counter")
+    return Counter(Series(series), tuple(decode_token(part) for part in parts))
+
+
+def counter_stream(series: Series) -> str:
+    """Where a series is kept."""
+    return STREAM_LIMITS if series is Series.LIMIT else STREAM_USAGE
 
 
 def inbox_prefix(role: str) -> str:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 
-import msgspec
-
 from . import subjects, wire
 from .broker import Tape, TapeEntry
+from .direct import DirectReads, sequence
 from .errors import BrokerUnavailable, ClaimLost, TapeFull
 from .jetstream_api import (
     ERR_INSUFFICIENT_RESOURCES,
@@ -18,11 +17,8 @@ from .jetstream_api import (
     WrongSequence,
 )
 from .link import Link
-from .packet import Packet
 from .subjects import STREAM_TAPE, RequestKey
 from .wire import Claim, Head
-
-BATCH = 1000
 
 
 class TapeStream:
@@ -30,15 +26,11 @@ class TapeStream:
     may lag, and would hide a terminal frame from the next attempt."""
 
     def __init__(self, link: Link, js: JetStreamApi) -> None:
-        self._link = link
         self._js = js
-        self._inbox = link.inbox("t")
-        self._reads: dict[str, asyncio.Queue[Packet | None]] = {}
-        self._num_reads = 0
-        link.on_lost.append(self._lost)
+        self._reads = DirectReads(link, STREAM_TAPE)
 
     async def open(self) -> None:
-        await self._link.listen(f"{self._inbox}.*", self._on_packet)
+        await self._reads.open()
 
     async def put_claim(self, key: RequestKey, claim: Claim, *, expected_seq: int) -> int:
         headers = {subjects.HEADER_EXPECTED_SUBJECT_SEQ: str(expected_seq)}
@@ -101,8 +93,8 @@ class TapeStream:
         deadline = time.monotonic() + self._js.timeout_s
         while True:
             start = frames[-1].seq if frames else after_seq
-            batch = await self._read_batch(subject, start + 1, deadline - time.monotonic())
-            frames += batch
+            batch = await self._reads.batch(subject, start + 1, deadline - time.monotonic())
+            frames += [TapeEntry(sequence(packet), packet.data) for packet in batch]
             if frames and frames[-1].seq >= last_seq:
                 return frames
             if not batch:
@@ -111,35 +103,3 @@ class TapeStream:
                 if time.monotonic() + RETRY_PAUSE_S > deadline:
                     raise BrokerUnavailable("no replica has the whole tape")
                 await asyncio.sleep(RETRY_PAUSE_S)
-
-    async def _read_batch(self, subject: str, seq: int, timeout_s: float) -> list[TapeEntry]:
-        self._num_reads += 1
-        token = str(self._num_reads)
-        packets: asyncio.Queue[Packet | None] = asyncio.Queue()
-        self._reads[token] = packets
-        body = msgspec.json.encode({"batch": BATCH, "seq": seq, "next_by_subj": subject})
-        frames: list[TapeEntry] = []
-        try:
-            self._link.send(subjects.js_api("DIRECT", "GET", STREAM_TAPE), body, f"{self._inbox}.{token}")
-            async with asyncio.timeout(timeout_s):
-                while (packet := await packets.get()) is not None:
-                    if packet.status is None:
-                        frames.append(TapeEntry(int(packet.header(subjects.HEADER_SEQUENCE) or 0), packet.data))
-                    elif packet.status in (204, 404):
-                        return frames
-                    else:
-                        raise BrokerUnavailable(f"the tape cannot be read: {packet.status} {packet.description}")
-        except TimeoutError:
-            raise BrokerUnavailable("the tape does not answer") from None
-        finally:
-            del self._reads[token]
-        raise BrokerUnavailable("the connection to NATS was lost")
-
-    def _on_packet(self, packet: Packet) -> None:
-        packets = self._reads.get(packet.subject.rpartition(".")[2])
-        if packets is not None:
-            packets.put_nowait(packet)
-
-    def _lost(self) -> None:
-        for packets in self._reads.values():
-            packets.put_nowait(None)

@@ -17,7 +17,9 @@ from .jetstream_api import ERR_NO_PEERS, ERR_STREAM_EXISTS, ApiError, JetStreamA
 
 NANOS = 1_000_000_000
 DUPLICATE_WINDOW_S = 120
-LIMITS_AGE_S = 25 * 3600
+LIMITS_AGE_S = 2 * 3600
+USAGE_AGE_S = 400 * 24 * 3600
+COUNT_WINDOW_S = 600
 MARKER_TTL_S = 10
 POLL_S = 0.05
 UNUSED_US = 1_000_000
@@ -108,11 +110,25 @@ def streams(settings: Settings) -> tuple[StreamConfig, ...]:
         StreamConfig(
             name=subjects.STREAM_LIMITS,
             subjects=(subjects.LIMIT_ALL,),
-            storage="file",
+            # A window lasts a minute: it is not worth a disk's time, and whoever restarts every server starts it anew.
+            storage="memory",
             num_replicas=replicas,
             max_consumers=MAX_CONSUMERS,
             max_msgs_per_subject=1,
             max_age=LIMITS_AGE_S * NANOS,
+            duplicate_window=_count_window(settings),
+            allow_msg_counter=True,
+            allow_direct=True,
+        ),
+        StreamConfig(
+            name=subjects.STREAM_USAGE,
+            subjects=(subjects.BUDGET_ALL, subjects.USAGE_ALL),
+            storage="file",
+            num_replicas=replicas,
+            max_consumers=MAX_CONSUMERS,
+            max_msgs_per_subject=1,
+            max_age=USAGE_AGE_S * NANOS,
+            duplicate_window=_count_window(settings),
             allow_msg_counter=True,
             allow_direct=True,
         ),
@@ -209,6 +225,11 @@ def retention(name: str, settings: Settings) -> Retention | None:
         return None
     queue = settings.queue
     return Retention(queue.dead_max_letters, queue.dead_max_bytes, queue.dead_max_age_s)
+
+
+def _count_window(settings: Settings) -> int:
+    # A redelivery settles what the attempt before it has settled: both must fall into one window.
+    return int(max(COUNT_WINDOW_S, 4 * settings.queue.lease_s) * NANOS)
 
 
 def _bucket(name: str, settings: Settings) -> StreamConfig:

@@ -55,7 +55,9 @@ def test_status(raw: bytes, status: int | None, description: str) -> None:
     ["$JS.ACK.PROMPTS.c.3.41.7.1790000000000000000.5", "$JS.ACK._.hash.PROMPTS.c.3.41.7.1790000000000000000.5.random"],
 )
 def test_ack_subject_with_and_without_a_domain(subject: str) -> None:
-    assert AckSubject.parse(subject) == AckSubject(num_delivered=3, stream_seq=41, consumer_seq=7, num_pending=5)
+    assert AckSubject.parse(subject) == AckSubject(
+        num_delivered=3, stream_seq=41, consumer_seq=7, stored_s=1790000000.0, num_pending=5
+    )
 
 
 @pytest.mark.parametrize("subject", ["", "$JS.ACK.PROMPTS.c.1", "$JS.API.INFO", "$JS.ACK.P.c.a.b.c.d.e"])

@@ -149,8 +149,8 @@ async def test_streams_follow_changed_settings(server: NatsServers) -> None:
 @pytest.mark.integration
 async def test_the_streams_are_what_the_design_says(server: NatsServers) -> None:
     async with server.broker("api"):
-        prompts, tape, limits, workers = [
-            await config(server, name) for name in ("PROMPTS", "TAPE", "LIMITS", "KV_workers")
+        prompts, tape, limits, usage, workers = [
+            await config(server, name) for name in ("PROMPTS", "TAPE", "LIMITS", "USAGE", "KV_workers")
         ]
     assert prompts["retention"] == "workqueue"
     assert prompts["discard"] == "new"
@@ -165,6 +165,10 @@ async def test_the_streams_are_what_the_design_says(server: NatsServers) -> None
         "dest": "inferflux.reply.{{wildcard(1)}}.{{wildcard(2)}}",
     }
     assert limits["allow_msg_counter"]
+    assert limits["storage"] == "memory"
+    assert usage["allow_msg_counter"]
+    assert usage["storage"] == "file"
+    assert usage["max_age"] > 31 * 24 * 3600 * 10**9, "a month's budget is forgotten before the month is over"
     assert workers["allow_msg_ttl"]
 
 

@@ -11,9 +11,9 @@ from harness.checkout import ROOMS, ROOT, sources, tree
 
 from inferflux.broker import subjects
 
-STREAMS = (subjects.STREAM_PROMPTS, subjects.STREAM_TAPE, subjects.STREAM_LIMITS)
+STREAMS = (subjects.STREAM_PROMPTS, subjects.STREAM_TAPE, subjects.STREAM_LIMITS, subjects.STREAM_USAGE)
 SPELLING = re.compile(
-    rf"^{subjects.ROOT}\.(infer|bell|tape|reply|cancel|fair|limit)\b"
+    rf"^{subjects.ROOT}\.(infer|bell|tape|reply|cancel|fair|limit|budget|usage)\b"
     rf"|^(?:{'|'.join(STREAMS)})$"
     r"|\bNats-[A-Z]|\bInferflux-[A-Z]|_INBOX_|\$(?:JS|KV|O|SYS)\."
 )
