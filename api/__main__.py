@@ -40,10 +40,10 @@ class Server(uvicorn.Server):
     """A uvicorn server whose signals drain first: it goes on answering, readiness included, until all streams have
     ended or the drain timeout has passed. A second signal skips the wait."""
 
-    def __init__(self, config: uvicorn.Config, dispatcher: Dispatcher, drain_timeout_s: float) -> None:
+    def __init__(self, config: uvicorn.Config, dispatcher: Dispatcher, settings: ServerSettings) -> None:
         super().__init__(config)
         self._dispatcher = dispatcher
-        self._drain_timeout_s = drain_timeout_s
+        self._settings = settings
         self._draining: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
 
@@ -65,8 +65,20 @@ class Server(uvicorn.Server):
             self.should_exit = True
 
     async def _drain(self) -> None:
-        await self._dispatcher.drain(self._drain_timeout_s)
+        self._dispatcher.give_notice()
+        # A connection that is kept leads a client back here, past any balancer of connections.
+        self._let_go(busy=True)
+        await asyncio.sleep(self._settings.drain_notice_s)
+        self._let_go(busy=False)
+        await self._dispatcher.drain(self._settings.drain_timeout_s)
         self.should_exit = True
+
+    def _let_go(self, *, busy: bool) -> None:
+        """Close connections: busy ones with the end of their answers, idle ones now."""
+        for connection in list(self.server_state.connections):
+            cycle = connection.cycle  # type: ignore[union-attr]
+            if busy == (cycle is not None and not cycle.response_complete):
+                connection.shutdown()
 
 
 def main() -> None:
@@ -93,7 +105,7 @@ async def serve(settings: Settings) -> None:
     try:
         control = Control(settings, PolicyStore(broker), tenants, Audit.of_process(settings.logging, "api"))
         app = create_app(settings, broker, Stamper(connection.stamp_secret), models, control)
-        server = Server(_uvicorn(app, settings.server), app.state.parts.dispatcher, settings.server.drain_timeout_s)
+        server = Server(_uvicorn(app, settings.server), app.state.parts.dispatcher, settings.server)
         lifeline = asyncio.create_task(parent_gone())
         lifeline.add_done_callback(lambda task: None if task.cancelled() else server.stop())
         await server.serve()

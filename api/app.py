@@ -114,10 +114,13 @@ def create_app(settings: Settings, broker: Broker, stamper: Stamper, served: Mod
         finally:
             await parts.close()
 
-    async def count(message: Message, scope: Scope) -> None:
+    async def begin(message: Message, scope: Scope) -> None:
         if message["type"] == "http.response.start":
             _count(parts.metrics, message["status"], scope)
             parts.auditor.answered(message["status"], scope)
+            if parts.dispatcher.draining:
+                # A client that kept this connection would come back to a replica that is gone.
+                message["headers"] = [*message["headers"], (b"connection", b"close")]
 
     app = Litestar(
         route_handlers=[
@@ -142,7 +145,7 @@ def create_app(settings: Settings, broker: Broker, stamper: Stamper, served: Mod
         exception_handlers=EXCEPTION_HANDLERS,
         lifespan=[lifespan],
         after_exception=[parts.auditor.failed],
-        before_send=[count],
+        before_send=[begin],
         request_max_body_size=settings.server.max_body_bytes,
         openapi_config=None,
         logging_config=None,

@@ -61,7 +61,7 @@ class Arrival(msgspec.Struct, frozen=True):
 
 
 class Dispatcher:
-    """`draining` refuses new requests; `idle` is set while no exchange is open."""
+    """`draining` says that this replica is leaving; `idle` is set while no exchange is open."""
 
     def __init__(
         self,
@@ -73,6 +73,7 @@ class Dispatcher:
         metrics: ApiMetrics,
     ) -> None:
         self.draining = False
+        self._refusing = False
         self._settings = settings
         self._desk = desk
         self._readers = readers
@@ -96,7 +97,7 @@ class Dispatcher:
 
         Raises RequestError, FailureError or BrokerError; then nothing was started.
         """
-        self._refuse_while_draining()
+        self._refuse_when_leaving()
         lane = Lane(model.id, service_class(ask.tier, tenant), tenant.id)
         arrival = Arrival(tenant, model, ask, lane, headers, time.monotonic())
         name = header(headers)
@@ -109,15 +110,19 @@ class Dispatcher:
 
     async def resume(self, ticket: Ticket, seen_seq: int) -> Exchange:
         """Read an accepted request again, from its tape on. Raises BrokerError."""
-        self._refuse_while_draining()
+        self._refuse_when_leaving()
         stream = await self._readers.follow(ticket.key, seen_seq)
         log.info("resumed", request=ticket.key.request, owner=ticket.key.owner, seq=seen_seq)
         return self._opened(ticket, stream, time.monotonic())
 
+    def give_notice(self) -> None:
+        """Say that this replica is leaving, and go on as before until it drains."""
+        self.draining = True
+
     async def drain(self, timeout_s: float) -> None:
         """Refuse new requests and let the open ones end; after the timeout end them here. Who may come back for an
         answer finds it at another replica."""
-        self.draining = True
+        self.draining = self._refusing = True
         if not self._idle.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), timeout_s)
@@ -223,8 +228,8 @@ class Dispatcher:
         self._idle.clear()
         return exchange
 
-    def _refuse_while_draining(self) -> None:
-        if self.draining:
+    def _refuse_when_leaving(self) -> None:
+        if self._refusing:
             raise RequestError(
                 Code.DRAINING, "this server is shutting down; send the request again", retry_after_s=DRAIN_RETRY_S
             )

@@ -45,7 +45,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
                 name=_numbered("api", number, self.num_apis),
                 argv=self._argv("inferflux.api", {"server.port": str(port)}),
                 rank=_RANK_API,
-                grace_s=settings.server.drain_timeout_s + _SLACK_S,
+                grace_s=settings.server.drain_notice_s + settings.server.drain_timeout_s + _SLACK_S,
                 environ=self._environ(),
             )
             for number, port in enumerate(self.ports(), 1)

@@ -28,6 +28,7 @@ class ServerSettings(Section, frozen=True, kw_only=True):
     tls_key: str | None = None
     max_body_bytes: Positive = 4 * 1024 * 1024
     drain_timeout_s: Seconds = 30.0
+    drain_notice_s: Seconds = 0.0
     hold_status_s: Seconds = 1.0
     ping_interval_s: Seconds = 5.0
 

@@ -190,6 +190,16 @@ async def test_drain_lets_streams_end_and_refuses_new_ones(api: Any) -> None:
     await draining
 
 
+async def test_a_replica_that_is_leaving_takes_requests_until_its_notice_is_over(api: Any) -> None:
+    api.parts.dispatcher.give_notice()
+
+    ready = await api.client.get("/readyz")
+    answer = await api.chat()
+
+    assert (ready.status_code, ready.json()["checks"]["not_draining"]) == (503, False)
+    assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+
+
 async def test_drain_timeout_ends_streams_with_an_error(api: Any) -> None:
     async def stuck(turn: Turn) -> None:
         await turn.say("Hel")

@@ -32,7 +32,7 @@ async def test_application_that_cannot_start_or_stop_is_an_error(begun: bool) ->
         port = free.getsockname()[1]
     app = Litestar(lifespan=[lifespan], openapi_config=None, logging_config=None)
     config = process._uvicorn(app, ServerSettings(port=port))
-    server = process.Server(config, None, 0.0)  # type: ignore[arg-type]
+    server = process.Server(config, None, ServerSettings())  # type: ignore[arg-type]
 
     # Newer versions of uvicorn leave by themselves when the application does not start.
     with pytest.raises((InferFluxError, SystemExit)) as caught:

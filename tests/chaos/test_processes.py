@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from chaos.conftest import Scale
-from harness.crowd import Crowd, Outcome, crowd
+from harness.crowd import crowd
 from harness.fleet import deadline, stub_text
 from harness.server import Server, running_server
 
@@ -89,29 +89,6 @@ async def test_kill_9_of_a_replica_with_100_streams(server: Server, scale: Scale
         await asyncio.to_thread(server.wait_ready, 2)
 
 
-async def test_rolling_restart_under_load(server: Server, scale: Scale) -> None:
-    """Fails when a drain counts as a lost worker, and when a worker drops what it runs."""
-    stop = asyncio.Event()
-    outcomes: list[Outcome] = []
-    async with crowd() as clients:
-        load = [asyncio.create_task(_ask_forever(clients, server, n, stop, outcomes)) for n in range(8)]
-        until_s = time.monotonic() + scale.load_s
-        while True:
-            for pid in server.worker_pids():
-                os.kill(pid, signal.SIGTERM)
-                await asyncio.to_thread(server.wait_until, "another worker", lambda pid=pid: _replaced(server, pid))
-                if scale.long:
-                    # A supervisor gives up on what keeps ending within 20 s of its start.
-                    await asyncio.sleep(20)
-            if time.monotonic() > until_s:
-                break
-        stop.set()
-        await asyncio.gather(*load)
-    assert len(outcomes) > 8
-    for outcome in outcomes:
-        outcome.assert_exact()
-
-
 async def test_a_lost_tape_never_splices_an_answer(server: Server, scale: Scale) -> None:
     """Fails when a reader trusts every frame. The only NATS server dies, and its tape was in memory."""
     for number in range(scale.rounds):
@@ -129,14 +106,6 @@ async def test_a_lost_tape_never_splices_an_answer(server: Server, scale: Scale)
         await asyncio.to_thread(server.wait_ready, 2)
 
 
-async def _ask_forever(
-    clients: Crowd, server: Server, number: int, stop: asyncio.Event, outcomes: list[Outcome]
-) -> None:
-    while not stop.is_set():
-        url = server.urls[number % len(server.urls)]
-        outcomes.append(await clients.ask(url, f"client {number} request {len(outcomes)}", 12))
-
-
 async def _worker(server: Server, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
     """The heartbeat of a worker for which the condition holds from now on."""
     found: list[dict[str, Any]] = []
@@ -152,12 +121,6 @@ async def _worker(server: Server, condition: Callable[[dict[str, Any]], bool]) -
 
 def _num_running(beat: dict[str, Any]) -> int:
     return sum(int(model.get("num_running", 0)) for model in beat["models"])
-
-
-def _replaced(server: Server, pid: int) -> bool:
-    beats = server.workers()
-    ready = [beat for beat in beats if all(model["state"] == "ready" for model in beat["models"])]
-    return len(ready) == 2 and pid not in {beat["pid"] for beat in beats}
 
 
 def _nats_pid(server: Server) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -12,8 +13,17 @@ from typing import Any
 import httpx
 import msgspec
 
+from inferflux.broker.errors import Code
+
 from .fleet import stub_text
 from .server import KEY
+
+MAX_TRIES = 40
+PAUSE_S = 0.25
+PASSING = ("ConnectError", "ReadError", "RemoteProtocolError", Code.DRAINING)
+"""What another replica can make good: no connection, a broken one, and a replica that is leaving."""
+
+_numbers = itertools.count()
 
 
 class Outcome(msgspec.Struct):
@@ -32,6 +42,7 @@ class Outcome(msgspec.Struct):
     ended_s: float = 0.0
     request: str = ""
     mark: str = ""
+    num_moves: int = 0
 
     @property
     def text(self) -> str:
@@ -62,12 +73,8 @@ class Crowd:
     async def ask(self, url: str, prompt: str, num_tokens: int, *, key: str = KEY, **body: Any) -> Outcome:
         """One stream, read to whatever end. Never raises."""
         outcome = Outcome(prompt, num_tokens, time.monotonic())
-        request = {"model": "stub", "prompt": prompt, "max_tokens": num_tokens, "stream": True}
-        request |= {"stream_options": {"include_usage": True}} | body
-        headers = {"authorization": f"Bearer {key}"}
-        call = self._client.stream("POST", url + "/v1/completions", json=request, headers=headers)
         self.outcomes.append(outcome)
-        return await self._read(call, outcome)
+        return await self._read(self._post(url, outcome, key, body, {}), outcome)
 
     async def resume(self, url: str, outcome: Outcome) -> Outcome:
         """Read on, at any replica, after the last event that came."""
@@ -76,6 +83,32 @@ class Crowd:
         return await self._read(
             self._client.stream("GET", f"{url}/v1/streams/{outcome.request}", headers=headers), outcome
         )
+
+    async def insist(self, urls: Sequence[str], prompt: str, num_tokens: int) -> Outcome:
+        """A client that wants its whole answer, of whichever replica: what was refused without having been begun is
+        sent to the next, under the same idempotency key, and what broke off is read on there."""
+        key = f"insist-{next(_numbers)}"
+        outcome = Outcome(prompt, num_tokens, time.monotonic())
+        for url in itertools.islice(itertools.cycle(urls), MAX_TRIES):
+            outcome.error = None
+            if outcome.request:
+                await self.resume(url, outcome)
+            else:
+                await self._read(self._post(url, outcome, KEY, {}, {"idempotency-key": key}), outcome)
+            if outcome.done or outcome.error not in PASSING:
+                break
+            outcome.num_moves += 1
+            await asyncio.sleep(PAUSE_S)
+        self.outcomes.append(outcome)
+        return outcome
+
+    def _post(
+        self, url: str, outcome: Outcome, key: str, body: dict[str, Any], headers: dict[str, str]
+    ) -> AbstractAsyncContextManager[httpx.Response]:
+        request = {"model": "stub", "prompt": outcome.prompt, "max_tokens": outcome.num_tokens, "stream": True}
+        request |= {"stream_options": {"include_usage": True}} | body
+        headers = {"authorization": f"Bearer {key}"} | headers
+        return self._client.stream("POST", url + "/v1/completions", json=request, headers=headers)
 
     async def _read(self, call: AbstractAsyncContextManager[httpx.Response], outcome: Outcome) -> Outcome:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import shutil
@@ -20,9 +21,11 @@ import pytest
 from inferflux.broker import accounts, permissions
 from inferflux.broker.credentials import CREDENTIALS_FILE, Connection, Login, StoredCredentials, resolve
 from inferflux.broker.embedded import die_with_parent, find_binary
+from inferflux.broker.errors import BrokerError
 from inferflux.broker.jetstream import JetStreamBroker
 from inferflux.broker.jetstream_api import JetStreamApi
 from inferflux.broker.link import Link
+from inferflux.broker.subjects import STREAM_PROMPTS
 from inferflux.config.settings import BrokerSettings, Settings, TapeSettings, TenantSettings
 
 TEMPLATE = Path(__file__).parents[2] / "deploy" / "nats" / "cluster.conf"
@@ -132,6 +135,19 @@ class NatsServers:
         await link.close()
         return int(info["cluster"]["leader"].removeprefix("n"))
 
+    async def until_in_step(self) -> None:
+        """Return when every replica of every stream and consumer has what its leader has, so that any one node may
+        go: what an operator waits for between two nodes of a rolling restart."""
+        link = Link(self.connection("admin"), name="test", timeout_s=START_S)
+        await link.open(START_S)
+        try:
+            js = JetStreamApi(link, timeout_s=START_S)
+            async with asyncio.timeout(2 * START_S):
+                while not await _in_step(js, self.num_nodes):
+                    await asyncio.sleep(0.1)
+        finally:
+            await link.close()
+
     def connection(self, role: str) -> Connection:
         return resolve(self.settings.broker, role)
 
@@ -158,6 +174,21 @@ class NatsServers:
         process = self._processes.pop(node)
         process.send_signal(how)
         process.wait(START_S)
+
+
+async def _in_step(js: JetStreamApi, num_nodes: int) -> bool:
+    try:
+        streams = (await js.call("STREAM", "LIST"))["streams"]
+        consumers = (await js.call("CONSUMER", "LIST", STREAM_PROMPTS))["consumers"] or []
+    except BrokerError:
+        return False
+    clusters = [each["cluster"] for each in (*streams, *consumers)]
+    return all(
+        cluster.get("leader")
+        and len(peers := cluster.get("replicas", ())) == num_nodes - 1
+        and all(peer["current"] and not peer.get("offline") for peer in peers)
+        for cluster in clusters
+    )
 
 
 def free_ports(count: int) -> list[int]:
