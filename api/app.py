@@ -20,6 +20,7 @@ from inferflux.registry.control import Control
 from inferflux.registry.deadletters import DeadLetters
 from inferflux.registry.fairness import FairnessStore
 from inferflux.registry.follower import FleetFollower
+from inferflux.registry.identities import ApiKeys, TenantRecords
 from inferflux.registry.models import Models
 
 from .audit import Auditor
@@ -38,7 +39,7 @@ from .queues import Queues
 from .readers import Readers
 from .relay import Relay
 from .resumption import Resumption
-from .routes import admin, dead, documents, fairness, generation, health, models, queue, streams
+from .routes import admin, api_keys, dead, documents, fairness, generation, health, models, queue, streams, tenants
 from .routes.audit import list_heads
 from .status import Metrics, Status
 from .sweeper import Sweeper
@@ -80,6 +81,8 @@ class Parts:
 
     async def start(self) -> None:
         self.control.start()
+        # Not before: who was revoked, and what was forbidden, stays so while a replica starts.
+        await self.control.wait_listed(self.settings.broker.timeout_s)
         self.anchorage.start()
         await self.relay.start()
         await self.pressure.start()
@@ -140,6 +143,8 @@ def create_app(settings: Settings, broker: Broker, stamper: Stamper, served: Mod
             "anchors": _provide(Anchors(broker)),
             "dead_letters": _provide(DeadLetters(broker)),
             "fairness_store": _provide(FairnessStore(control.store)),
+            "api_keys": _provide(ApiKeys(control.store)),
+            "tenant_records": _provide(TenantRecords(control.store)),
             "tenants": _provide(control.tenants),
         },
         exception_handlers=EXCEPTION_HANDLERS,
@@ -173,6 +178,13 @@ _ADMIN = [
     dead.drop_dead,
     fairness.get_fairness,
     fairness.change_fairness,
+    api_keys.list_api_keys,
+    api_keys.create_api_key,
+    api_keys.revoke_api_key,
+    tenants.list_tenants,
+    tenants.get_tenant,
+    tenants.change_tenant,
+    tenants.delete_tenant,
     list_heads,
 ]
 _OPEN = [health.livez, health.readyz, health.metrics, documents.openapi_json, documents.docs]

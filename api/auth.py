@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from litestar import Request
@@ -37,20 +38,25 @@ class Gate:
                 Code.INSUFFICIENT_SCOPE, f"this key lacks the scope {scope!r}, which this endpoint needs"
             )
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Gate:
+        # Litestar copies the guards of each route; a copy would not hear of new keys.
+        return self
+
     def authenticate(self, header: str | None) -> Principal:
         """The principal of an Authorization header. Raises RequestError."""
         if not self._tenants.num_keys:
             raise RequestError(
-                Code.INVALID_API_KEY, "this server has no API keys yet; add one under auth.api_keys in its settings"
+                Code.INVALID_API_KEY,
+                "this server has no API keys yet: put a first one into auth.api_keys of its settings",
             )
         if header is None:
             raise RequestError(Code.INVALID_API_KEY, "no API key: send it as 'Authorization: Bearer YOUR_KEY'")
         scheme, _, key = header.partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
             raise RequestError(Code.INVALID_API_KEY, "the Authorization header must read 'Bearer YOUR_KEY'")
-        principal = self._tenants.authenticate(key.strip())
+        principal = self._tenants.authenticate(key.strip(), time.time())
         if principal is None:
-            raise RequestError(Code.INVALID_API_KEY, "this API key is not known here")
+            raise RequestError(Code.INVALID_API_KEY, "this API key is not known here, was revoked, or has expired")
         return principal
 
 

@@ -10,12 +10,15 @@ import msgspec
 from .answers import ChatCompletion, Completion, EmbeddingList, ModelAnswer, ModelList
 from .problems import Problem
 from .queues import CancelAnswer
+from .routes.api_keys import ApiKeyRequest, NewApiKeyAnswer
 from .routes.dead import RetryAnswer, WholeLetterAnswer
 from .routes.fairness import FairnessAnswer, FairnessRequest
+from .routes.tenants import TenantAnswer, TenantRequest
 from .schemas import ChatRequest, CompletionRequest, EmbeddingRequest
 from .status import StatusAnswer
 
 _PLAIN: dict[str, Any] = {"type": "object"}
+_DRY_RUN = "Check the request and answer what it would do, and change nothing."
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,6 +32,8 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     answer: type[msgspec.Struct] | None = None
     streams: bool = False
     media_type: str = "application/json"
+    status: int = 200
+    dry_run: bool = False
 
 
 OPERATIONS = (
@@ -117,6 +122,48 @@ OPERATIONS = (
         request=FairnessRequest,
         answer=FairnessAnswer,
     ),
+    Operation(method="get", path="/v1/admin/api_keys", summary="Every API key, by all but itself.", scope="admin"),
+    Operation(
+        method="post",
+        path="/v1/admin/api_keys",
+        summary="Make an API key; the answer is the only one that shows it.",
+        scope="admin",
+        request=ApiKeyRequest,
+        answer=NewApiKeyAnswer,
+        status=201,
+        dry_run=True,
+    ),
+    Operation(
+        method="delete",
+        path="/v1/admin/api_keys/{key_id}",
+        summary="Revoke an API key.",
+        scope="admin",
+        dry_run=True,
+    ),
+    Operation(method="get", path="/v1/admin/tenants", summary="Every tenant that is named anywhere.", scope="admin"),
+    Operation(
+        method="get",
+        path="/v1/admin/tenants/{tenant_id}",
+        summary="One tenant as it is in force.",
+        scope="admin",
+        answer=TenantAnswer,
+    ),
+    Operation(
+        method="put",
+        path="/v1/admin/tenants/{tenant_id}",
+        summary="Change a tenant, or make one.",
+        scope="admin",
+        request=TenantRequest,
+        answer=TenantAnswer,
+        dry_run=True,
+    ),
+    Operation(
+        method="delete",
+        path="/v1/admin/tenants/{tenant_id}",
+        summary="Give a tenant back to the settings.",
+        scope="admin",
+        dry_run=True,
+    ),
     Operation(method="get", path="/v1/admin/status", summary="This API process.", scope="admin", answer=StatusAnswer),
     Operation(method="get", path="/livez", summary="Whether the process answers."),
     Operation(method="get", path="/readyz", summary="Whether new requests are accepted, with each check."),
@@ -155,16 +202,19 @@ def _operation(each: Operation, refs: dict[Any, dict[str, Any]]) -> dict[str, An
     problem = {"description": "An error, in OpenAI's shape", "content": {"application/json": {"schema": refs[Problem]}}}
     operation: dict[str, Any] = {
         "summary": each.summary,
-        "responses": {"200": {"description": "Success", "content": content}, "default": problem},
+        "responses": {str(each.status): {"description": "Success", "content": content}, "default": problem},
     }
     if each.scope is not None:
         operation["security"] = [{"key": []}]
         operation["description"] = f"Needs a key with the scope `{each.scope}`."
     if each.request is not None:
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": refs[each.request]}}}
-    if "{" in each.path:
-        operation["parameters"] = [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-            for name in re.findall(r"{(\w+)}", each.path)
-        ]
+    parameters: list[dict[str, Any]] = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in re.findall(r"{(\w+)}", each.path)
+    ]
+    if each.dry_run:
+        parameters.append({"name": "dry_run", "in": "query", "schema": {"type": "boolean"}, "description": _DRY_RUN})
+    if parameters:
+        operation["parameters"] = parameters
     return operation

@@ -43,6 +43,10 @@ BUCKETS = (
 )
 EXPIRING_BUCKETS = frozenset({BUCKET_WORKERS, BUCKET_IDEMPOTENCY, BUCKET_PRESENCE})
 KEY_FAIRNESS = "fairness"
+KEY_VAULT = "vault"
+KEY_MANIFEST = "manifest"
+KEYS_TENANT = "tenant."
+KEYS_API_KEY = "key."
 OBJECTS_FILES = "files"
 OBJECT_STORES = (OBJECTS_FILES,)
 
@@ -199,6 +203,16 @@ def parse_lane(subject: str) -> Lane:
     if len(parts) != 5 or parts[0] != ROOT or parts[1] not in ("infer", "bell"):
         raise ValueError(f"{subject!r} names no lane")
     return Lane(decode_token(parts[2]), ServiceClass(parts[3]), decode_token(parts[4]))
+
+
+def tenant_key(tenant: str) -> str:
+    """The KV key of what operators say of a tenant."""
+    return KEYS_TENANT + encode_token(tenant)
+
+
+def api_key_key(key_id: str) -> str:
+    """The KV key of an API key's record."""
+    return KEYS_API_KEY + encode_token(key_id)
 
 
 def claim(key: RequestKey) -> str:

@@ -14,6 +14,8 @@ from msgspec import Meta
 
 from inferflux.config.settings import Scope, ServiceClassName
 
+from inferflux.config.settings import Scope, ServiceClassName
+
 from .errors import Code
 
 FinishReason: TypeAlias = Literal["stop", "length", "content_filter"]
@@ -433,6 +435,37 @@ class ObjectInfo(Wire, frozen=True, kw_only=True):
     digest: str
     mtime: str
     metadata: dict[str, str] = {}
+
+
+class ApiKey(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One API key, without the key: `digest` is its SHA-256, hexadecimal. The value of `tenants` `key.<id>`.
+
+    An empty `models` allows every model. `expires` is None for a key that lasts until it is revoked.
+    """
+
+    id: str
+    digest: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    tenant: str
+    scopes: tuple[Scope, ...]
+    models: tuple[str, ...] = ()
+    name: str = ""
+    created: float = 0.0
+    expires: float | None = None
+
+
+class TenantRecord(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What operators say of a tenant while the fleet runs. The value of `tenants` `tenant.<token>`.
+
+    What is None is left to the settings.
+    """
+
+    id: str
+    weight: Annotated[float, Meta(gt=0)] | None = None
+    classes: Annotated[tuple[ServiceClassName, ...], Meta(min_length=1)] | None = None
+    max_queued: Annotated[int, Meta(ge=1)] | None = None
+    max_running: Annotated[int, Meta(ge=1)] | None = None
+    cache_group: str | None = None
+    publish: bool | None = None
 
 
 T = TypeVar("T", bound=Wire)

@@ -9,6 +9,7 @@ from inferflux.config.audit import Audit
 from inferflux.config.settings import Settings
 
 from .fairness import FairnessFollower
+from .identities import follow_identities
 from .store import Follower, PolicyStore
 from .tenants import Tenants
 
@@ -25,6 +26,7 @@ class Control:
         self.identities = Follower(store, BUCKET_TENANTS)
         self.fairness = FairnessFollower(tenants, settings.fairness.min_share)
         self.fairness.follow(self.policy, store)
+        follow_identities(self.identities, tenants)
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:

@@ -79,6 +79,7 @@ class Worker:
         cancels = await self._broker.listen_cancels(self._on_cancel)
         chores = (self._sweep_forever(), self._extend_forever())
         self._control.start()
+        await self._control.wait_listed(self._settings.broker.timeout_s)
         background = [asyncio.create_task(chore) for chore in chores]
         try:
             serving = [asyncio.create_task(self._serve(host)) for host in self.hosts]

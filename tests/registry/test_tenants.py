@@ -16,7 +16,7 @@ def test_key_acts_for_its_tenant() -> None:
     acme = TenantSettings(id="acme", weight=4, classes=("priority", "default"), max_queued=7)
     known = tenants_of(KeySettings(key="k1", tenant="acme", scopes=("read",), models=("m",)), tenants=(acme,))
 
-    principal = known.authenticate("k1")
+    principal = known.authenticate("k1", 0.0)
 
     assert principal is not None
     assert principal.tenant.id == "acme"
@@ -31,7 +31,7 @@ def test_key_acts_for_its_tenant() -> None:
 def test_key_without_tenant_is_its_own() -> None:
     known = tenants_of(KeySettings(key="one"), KeySettings(key="two"))
 
-    one, two = known.authenticate("one"), known.authenticate("two")
+    one, two = known.authenticate("one", 0.0), known.authenticate("two", 0.0)
 
     assert one is not None
     assert two is not None
@@ -42,7 +42,7 @@ def test_key_without_tenant_is_its_own() -> None:
 
 
 def test_unknown_key_is_nobody() -> None:
-    assert tenants_of(KeySettings(key="k1")).authenticate("k2") is None
+    assert tenants_of(KeySettings(key="k1")).authenticate("k2", 0.0) is None
     assert tenants_of().num_keys == 0
 
 
