@@ -25,8 +25,8 @@ from .broker import (
 )
 from .bucket import JetStreamBucket
 from .chunks import JetStreamChunks
-from .credentials import ROLE_ADMIN, ROLE_API, Connection, resolve
 from .counters import StreamCounters
+from .credentials import ROLE_ADMIN, ROLE_API, Connection, resolve
 from .delivery import delete_prompt
 from .errors import BrokerError, InferFluxError, QueueFull
 from .frames import FramePublisher

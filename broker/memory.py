@@ -23,9 +23,9 @@ from .broker import (
     Subscription,
     Tape,
 )
+from .counters import MemoryCounters
 from .errors import BrokerError, BrokerUnavailable
 from .memory_bucket import MemoryBucket
-from .counters import MemoryCounters
 from .memory_chunks import MemoryChunks, StoredChunks
 from .memory_prompts import Held, MemoryPrompts
 from .memory_tape import MemoryTape

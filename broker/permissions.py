@@ -24,7 +24,6 @@ from .subjects import (
     js_api,
 )
 
-
 COUNTERS = (STREAM_LIMITS, STREAM_USAGE)
 
 
