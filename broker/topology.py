@@ -213,8 +213,8 @@ async def _advance(js: JetStreamApi, wanted: StreamConfig, info: dict[str, Any])
 
 
 def _first_seq(wanted: StreamConfig) -> dict[str, int]:
-    # A memory stream made anew must not hand out old sequences again: they fence claims and are clients' resume points.
-    return {"first_seq": int(time.time() * 1_000_000)} if wanted.storage == "memory" else {}
+    # A tape made anew must not hand out old sequences again: they fence claims and are clients' resume points.
+    return {"first_seq": int(time.time() * 1_000_000)} if wanted.name == subjects.STREAM_TAPE else {}
 
 
 def retention(name: str, settings: Settings) -> Retention | None:

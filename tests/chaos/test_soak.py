@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import random
 import statistics
 import time
 from collections import defaultdict
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from chaos.conftest import Scale
-from harness.crowd import Crowd, Outcome, crowd
+from harness.crowd import Crowd, crowd
 from harness.server import Server, running_server
 
 from inferflux.broker.credentials import ROLE_ADMIN, resolve
@@ -23,7 +25,6 @@ from inferflux.config.settings import BrokerSettings
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(0)]
 
-NUM_CLIENTS = 12
 IDLE_S = 5.0
 HOUR_S = 3600.0
 SETTLE_S = 30.0
@@ -38,7 +39,7 @@ def server(tmp_path: Path, scale: Scale) -> Iterator[Server]:
         "runtime": {"scheduler": {"max_batch_size": 16}, "stub": {"step_s": 0.01}},
         "queue": {"lane_idle_s": IDLE_S},
         "tape": {"window_s": 5.0},
-        "streams": {"resume_grace_s": 2.0},
+        "streams": {"resume_grace_s": 2.0, "idempotency_ttl_s": 60.0},
     }
     with running_server(tmp_path / "soak", num_replicas=2, num_workers=2, settings=settings) as server:
         yield server
@@ -47,47 +48,55 @@ def server(tmp_path: Path, scale: Scale) -> Iterator[Server]:
 async def test_an_hour_of_mixed_load_leaves_nothing_behind(server: Server, scale: Scale) -> None:
     """Memory grows by at most 1 % an hour over the last half; a shorter soak reports and does not judge."""
     samples: dict[str, list[tuple[float, int]]] = defaultdict(list)
-    outcomes: list[Outcome] = []
     async with _api(server) as api, crowd() as clients:
         before = await _held(api, server)
         until_s = time.monotonic() + scale.soak_s
-        load = [asyncio.create_task(_use(clients, server, number, until_s, outcomes)) for number in range(NUM_CLIENTS)]
-        while time.monotonic() < until_s:
+        load = asyncio.create_task(_arrive(clients, server, until_s, scale.soak_rate))
+        while not load.done():
             _sample(server, samples)
-            await asyncio.sleep(min(5.0, scale.soak_s / 20))
-        await asyncio.gather(*load)
+            await asyncio.wait({load}, timeout=min(5.0, scale.soak_s / 20))
+        num_answers = await load
+        cpu_s = sum(sum(child.cpu_times()[:2]) for child in server.children())
         settled_s = time.monotonic() + SETTLE_S
         while (after := await _held(api, server)) != before and time.monotonic() < settled_s:
             await asyncio.sleep(0.5)
-    assert outcomes
+    assert num_answers
+    print(f"{num_answers} answers, {100 * cpu_s / scale.soak_s:.0f} % of a core; held before {before}, after {after}")
     assert after == before, "not everything that was taken was given back"
-    print(f"{len(outcomes)} answers; held before and after: {after}")
     for name, points in samples.items():
         percent = _slope(points[len(points) // 2 :])
         print(f"{name}: {points[-1][1] / 1e6:.0f} MB, {percent:+.1f} %/h over the last half")
         assert percent <= 1 or scale.soak_s < HOUR_S, name
 
 
-async def _use(clients: Crowd, server: Server, number: int, until_s: float, outcomes: list[Outcome]) -> None:
-    """Streams, whole answers, and streams that their client leaves, of many lengths."""
-    count = 0
-    while time.monotonic() < until_s:
-        count += 1
-        url = server.urls[(number + count) % len(server.urls)]
-        prompt = f"client {number} request {count} " + "word " * (count % 40)
-        match count % 3:
-            case 0:
-                await clients.ask_whole(url, prompt, 1 + count % 60)
-            case 1:
-                outcome = await clients.ask(url, prompt, 1 + count % 60)
-                outcome.assert_exact()
-                outcomes.append(outcome)
-            case 2:
-                leaving = asyncio.create_task(clients.ask(url, prompt, 64))
-                await asyncio.sleep(0.2)
-                leaving.cancel()
-                await asyncio.gather(leaving, return_exceptions=True)
-        clients.outcomes.clear()
+async def _arrive(clients: Crowd, server: Server, until_s: float, rate: float) -> int:
+    """Requests that come whether or not those before them have been answered. Returns how many came."""
+    async with asyncio.TaskGroup() as group:
+        for number in itertools.count(1):
+            group.create_task(_use(clients, server.urls[:: 1 if number % 2 else -1], number))
+            await asyncio.sleep(random.expovariate(rate))
+            if time.monotonic() > until_s:
+                return number
+    raise AssertionError("the numbers ran out")
+
+
+async def _use(clients: Crowd, urls: list[str], number: int) -> None:
+    """A stream, a whole answer, one under an idempotency key, or one that its client leaves, of many lengths."""
+    num_tokens = 1 + number % 60
+    prompt = f"request {number} " + "word " * (number % 40)
+    match number % 4:
+        case 0:
+            await clients.ask_whole(urls[0], prompt, num_tokens)
+        case 1:
+            (await clients.ask(urls[0], prompt, num_tokens)).assert_exact()
+        case 2:
+            (await clients.insist(urls, prompt, num_tokens)).assert_exact()
+        case 3:
+            leaving = asyncio.create_task(clients.ask(urls[0], prompt, 64))
+            await asyncio.sleep(0.2)
+            leaving.cancel()
+            await asyncio.gather(leaving, return_exceptions=True)
+    clients.outcomes.clear()
 
 
 def _sample(server: Server, samples: dict[str, list[tuple[float, int]]]) -> None:
