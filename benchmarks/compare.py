@@ -2,8 +2,8 @@
 
     python benchmarks/compare.py --llama-server build/bin/llama-server --gguf model.gguf [--quick] [--json FILE]
 
-First the peer's slots, flash attention, threads and spinning are swept, one after the other, for each load;
---peer-slots, --peer-flash-attention, --peer-threads and --peer-spin skip that. Then both servers run side by side and
+First the peer's slots, flash attention and threads are swept, one after the other, for each load;
+--peer-slots, --peer-flash-attention and --peer-threads skip that. Then both servers run side by side and
 take turns, each pair in the opposite order of the one before, with prompts that neither has seen. After each pair the
 ceiling is measured: prefill of new tokens and decoding by the backend alone. docs/benchmarks.md says how to build the
 peer.
@@ -141,19 +141,15 @@ class Comparison:
         return msgspec.json.decode(done.stdout, type=Ceiling)
 
     def _best_options(self, load: Load) -> PeerOptions:
-        """The peer's fastest setting for this load: slots first, then flash attention, threads and spins."""
+        """The peer's fastest setting for this load: slots first, then flash attention and threads."""
         arguments = self._arguments
         num_slots = {arguments.peer_slots} if arguments.peer_slots else _slots_to_try(load.num_clients)
-        best = PeerOptions(
-            max(num_slots), arguments.peer_threads or arguments.threads, spin=arguments.peer_spin or "long"
-        )
+        best = PeerOptions(max(num_slots), arguments.peer_threads or arguments.threads)
         best = self._fastest(load, [msgspec.structs.replace(best, num_slots=each) for each in sorted(num_slots)])
         attention = [arguments.peer_flash_attention] if arguments.peer_flash_attention else ["on", "off"]
         best = self._fastest(load, [msgspec.structs.replace(best, flash_attention=each) for each in attention])
         num_threads = {best.num_threads} if arguments.peer_threads else {best.num_threads, arguments.threads * 2}
-        best = self._fastest(load, [msgspec.structs.replace(best, num_threads=each) for each in sorted(num_threads)])
-        spins = [arguments.peer_spin] if arguments.peer_spin else ["long", "brief"]
-        return self._fastest(load, [msgspec.structs.replace(best, spin=each) for each in spins])
+        return self._fastest(load, [msgspec.structs.replace(best, num_threads=each) for each in sorted(num_threads)])
 
     def _fastest(self, load: Load, candidates: Sequence[PeerOptions]) -> PeerOptions:
         if len(candidates) == 1:
@@ -224,7 +220,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--peer-slots", type=int, default=0)
     parser.add_argument("--peer-threads", type=int, default=0)
     parser.add_argument("--peer-flash-attention", choices=["on", "off", "auto"])
-    parser.add_argument("--peer-spin", choices=["long", "brief"], help="how its threads wait; see docs/benchmarks.md")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     arguments.llama_server, arguments.gguf = arguments.llama_server.resolve(), arguments.gguf.resolve()
@@ -232,7 +227,6 @@ def _arguments() -> argparse.Namespace:
         arguments.pairs = min(arguments.pairs, 3)
         arguments.peer_threads = arguments.peer_threads or arguments.threads
         arguments.peer_flash_attention = arguments.peer_flash_attention or "auto"
-        arguments.peer_spin = arguments.peer_spin or "long"
     return arguments
 
 

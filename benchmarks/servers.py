@@ -17,23 +17,19 @@ import msgspec
 import yaml
 from client import Server
 
-from inferflux.workers.backends.openmp import SPIN_COUNT
-
 KEY = "benchmark"
 START_TIMEOUT_S = 120.0
 
 
 class PeerOptions(msgspec.Struct, frozen=True):
-    """How llama-server is started: -np, -t and -fa, and whether its threads spin at barriers as GNU's OpenMP lets them
-    ("long") or as ours do ("brief"), which decides on a machine that others use too."""
+    """How llama-server is started: -np, -t and -fa."""
 
     num_slots: int
     num_threads: int
     flash_attention: str = "auto"
-    spin: str = "long"
 
     def __str__(self) -> str:
-        return f"-np {self.num_slots} -t {self.num_threads} -fa {self.flash_attention}, {self.spin} spins"
+        return f"-np {self.num_slots} -t {self.num_threads} -fa {self.flash_attention}"
 
 
 @contextmanager
@@ -77,8 +73,7 @@ def llama_server(folder: Path, binary: Path, gguf: Path, options: PeerOptions, c
     command: list[str] = [str(binary), "-m", str(gguf), "--host", "127.0.0.1", "--port", str(port)]
     command += ["-np", str(options.num_slots), "-t", str(options.num_threads), "-fa", options.flash_attention]
     command += ["-c", str(context_length * options.num_slots), "--no-webui"]
-    spins = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": SPIN_COUNT} if options.spin == "brief" else {}
-    with _process(command, folder, "llama-server.log", spins) as process:
+    with _process(command, folder, "llama-server.log") as process:
         _wait_for(process, folder / "llama-server.log", f"http://127.0.0.1:{port}/health", bool)
         yield Server("127.0.0.1", port)
 
@@ -93,11 +88,8 @@ def bare_stream(folder: Path) -> Iterator[Server]:
 
 
 @contextmanager
-def _process(
-    command: Sequence[str], folder: Path, log_name: str, extra: Mapping[str, str] | None = None
-) -> Iterator[subprocess.Popen[bytes]]:
+def _process(command: Sequence[str], folder: Path, log_name: str) -> Iterator[subprocess.Popen[bytes]]:
     environ = {name: value for name, value in os.environ.items() if not name.startswith("INFERFLUX_")}
-    environ |= extra or {}
     with (folder / log_name).open("w") as log:
         process = subprocess.Popen(command, cwd=folder, env=environ, stdout=log, stderr=subprocess.STDOUT)
     try:

@@ -8,19 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from inferflux.workers.backends.openmp import spin_briefly
-
 from .checkout import ROOT
 
 FIX = "run scripts/test.sh, which builds llama-cpp-python and fetches the model"
 
 
 def model_path() -> str:
-    """The GGUF file in INFERFLUX_TEST_MODEL, or the default model; fails the test when there is none to run.
-
-    To be called before anything imports llama_cpp: tests share their cores.
-    """
-    spin_briefly()
+    """The GGUF file in INFERFLUX_TEST_MODEL, or the default model; fails the test when there is none to run."""
     if importlib.util.find_spec("llama_cpp") is None:
         pytest.fail(f"llama_cpp is not installed: {FIX}")
     path = Path(os.environ.get("INFERFLUX_TEST_MODEL") or ROOT / "models" / "smollm2.gguf")

@@ -8,7 +8,6 @@ from inferflux.broker.errors import ConfigError
 from inferflux.config.settings import RuntimeSettings
 
 from .backend import Backend
-from .openmp import spin_briefly
 
 BackendKind = Literal["auto", "llamacpp", "torch", "stub"]
 
@@ -30,7 +29,6 @@ def open_backend(kind: BackendKind, path: str | None, settings: RuntimeSettings)
         )
     if path is None:
         raise ConfigError("backend: llamacpp needs a model file; set model.path or INFERFLUX_MODEL_PATH to a GGUF file")
-    spin_briefly()
     try:
         from .llamacpp import LlamaCppBackend
     except ImportError as error:

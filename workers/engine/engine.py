@@ -258,7 +258,7 @@ class Engine:
         plan = scheduler.schedule()
         assert plan.batch, "there is work and nothing was scheduled"
         try:
-            samples = self._compute(plan)
+            samples = self._compute(scheduler, plan)
         except Exception as error:
             self._discard(scheduler, plan, error)
             return
@@ -274,7 +274,7 @@ class Engine:
                 scheduler.finish(sequence)
                 del self._transcripts[sequence]
 
-    def _compute(self, plan: Plan) -> list[Sample]:
+    def _compute(self, scheduler: Scheduler, plan: Plan) -> list[Sample]:
         for placement in plan.placements:
             if placement.lost and self._restorer is not None:
                 self._restorer.save(placement.slot, placement.lost)
@@ -284,9 +284,11 @@ class Engine:
                 self._backend.fork(placement.source, placement.slot, placement.num_tokens)
         began = time.perf_counter()
         samples = self._backend.run(plan.batch)
-        if self._restorer is not None and any(len(chunk.tokens) > 1 for chunk in plan.batch):
-            num_tokens = sum(len(chunk.tokens) for chunk in plan.batch)
-            self._restorer.computed(num_tokens, time.perf_counter() - began)
+        took_s = time.perf_counter() - began
+        prompts = [len(chunk.tokens) for chunk in plan.batch if len(chunk.tokens) > 1]
+        scheduler.pace.observe(len(plan.batch) - len(prompts), sum(prompts), took_s)
+        if self._restorer is not None and prompts:
+            self._restorer.computed(sum(len(chunk.tokens) for chunk in plan.batch), took_s)
         return samples
 
     def _discard(self, scheduler: Scheduler, plan: Plan, error: Exception) -> None:

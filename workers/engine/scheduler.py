@@ -16,6 +16,7 @@ from ..backends.backend import Capacity, Chunk, Sample
 from .job import Job
 from .kv_cache import KVCache
 from .limits import max_length, refusal
+from .pace import Pace
 from .plan import Placement, Plan
 from .sequence import CLASS_RANKS, Sequence
 
@@ -39,6 +40,7 @@ class Scheduler:
         self.slots = self.cache.slots
         self.pool = self.cache.pool
         self.max_length = max_length(capacity)
+        self.pace = Pace()
         self.running: list[Sequence] = []
         self.waiting: list[Sequence] = []
         self.num_preemptions = 0
@@ -134,7 +136,7 @@ class Scheduler:
         budget = self._max_batch_tokens
         budget -= self._schedule_decodes(chosen, budget)
         if chosen:
-            budget = min(budget, self.settings.chunked_prefill_tokens)
+            budget = min(budget, self._prompt_budget(len(chosen)))
         # Pages that somebody has just given back are not for a newcomer.
         self._schedule_prompts(chosen, placements, budget, may_admit=num_preemptions == self.num_preemptions)
         return Plan(placements, list(chosen), [self._chunk(sequence, count) for sequence, count in chosen.items()])
@@ -172,6 +174,12 @@ class Scheduler:
             if lacks_one and len(chosen) < budget and self._grow(sequence):
                 chosen[sequence] = 1
         return len(chosen)
+
+    def _prompt_budget(self, num_decodes: int) -> int:
+        """Prompt tokens that a step may compute beside decodes."""
+        most = self.settings.chunked_prefill_tokens
+        room = self.pace.room(num_decodes, len(self.running) - num_decodes + len(self.candidates()))
+        return most if room is None else min(most, room)
 
     def _schedule_prompts(
         self, chosen: dict[Sequence, int], placements: list[Placement], budget: int, *, may_admit: bool
