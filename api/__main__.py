@@ -106,12 +106,16 @@ async def serve(settings: Settings) -> None:
         control = Control(settings, PolicyStore(broker), tenants, Audit.of_process(settings.logging, "api"))
         app = create_app(settings, broker, Stamper(connection.stamp_secret), models, control)
         server = Server(_uvicorn(app, settings.server), app.state.parts.dispatcher, settings.server)
+        polling = asyncio.create_task(app.state.parts.poller.run())
         lifeline = asyncio.create_task(parent_gone())
         lifeline.add_done_callback(lambda task: None if task.cancelled() else server.stop())
-        await server.serve()
-        lifeline.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await lifeline
+        try:
+            await server.serve()
+        finally:
+            for task in (polling, lifeline):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
     finally:
         await broker.close()
 

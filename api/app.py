@@ -21,7 +21,9 @@ from inferflux.registry.deadletters import DeadLetters
 from inferflux.registry.fairness import FairnessStore
 from inferflux.registry.follower import FleetFollower
 from inferflux.registry.identities import ApiKeys, TenantRecords
+from inferflux.registry.model_store import ModelsFollower, ModelStore
 from inferflux.registry.models import Models
+from inferflux.registry.poller import RegistryPoller
 
 from .audit import Auditor
 from .auth import Gate
@@ -77,6 +79,11 @@ class Parts:
         self.queues = Queues(broker, stamper, self.canceller)
         self.gateway = Gateway(settings, served, self.dispatcher)
         self.resumption = Resumption(broker, identity, self.gateway)
+        self.model_store = ModelStore(control.store)
+        self.poller = RegistryPoller(
+            settings, self.model_store, identity.replica, self.presence.is_there, self.metrics.api
+        )
+        ModelsFollower(served, self.metrics.api).follow(control.registry, control.store)
         self.status = Status(broker, self.follower.fleet, self.dispatcher, self.pressure, self.metrics)
 
     async def start(self) -> None:

@@ -9,7 +9,7 @@ from collections import Counter
 
 from inferflux.broker.broker import Broker
 from inferflux.broker.errors import BrokerError
-from inferflux.broker.subjects import BUCKET_PRESENCE, RequestKey, encode_token, key_id
+from inferflux.broker.subjects import BUCKET_PRESENCE, RequestKey, api_owner, encode_token, key_id
 from inferflux.config.logs import get_logger
 
 log = get_logger("api.presence")
@@ -68,6 +68,11 @@ class Presence:
         """Whether another replica reads this request, or did so until lately."""
         bucket = await self._broker.bucket(BUCKET_PRESENCE)
         return await bucket.get(READER + key_id(key)) is not None
+
+    async def is_there(self, replica: str) -> bool:
+        """Whether a replica lives, as far as its entry says. Raises BrokerError."""
+        bucket = await self._broker.bucket(BUCKET_PRESENCE)
+        return await bucket.get(OWNER + encode_token(api_owner(replica))) is not None
 
     async def look(self) -> tuple[set[str], set[str]]:
         """Owners that are there (encoded), and requests that are read by other replicas (as `key_id` names them)."""

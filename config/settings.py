@@ -224,6 +224,7 @@ class WorkerSettings(Section, frozen=True, kw_only=True):
     metrics_host: str = "127.0.0.1"
     metrics_port: Port = 0
     hang_timeout_s: Seconds = 60.0
+    hardware: Literal["auto", "cpu", "gpu"] = "auto"
 
 
 class Settings(Section, frozen=True, kw_only=True):

@@ -60,7 +60,7 @@ class RegistryPoller:
         self._edited = False
 
     async def run(self) -> None:
-        """Poll until cancelled; with an interval of 0 until the file is in force or refused."""
+        """Poll until cancelled; with an interval of 0 until it is known how the file stands."""
         interval_s = self._settings.registry.poll_interval_s
         while True:
             try:
@@ -71,9 +71,9 @@ class RegistryPoller:
                 continue
             except Exception as error:
                 log.error("registry file not polled", error=error, path=self.report.path)
-            if not interval_s:
+            if not interval_s and self.report.conflict is None:
                 return
-            await asyncio.sleep(interval_s)
+            await asyncio.sleep(interval_s or RETRY_S)
 
     async def poll(self) -> FileReport:
         """Look at the file once. Raises BrokerError."""

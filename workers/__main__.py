@@ -9,7 +9,6 @@ import signal
 import sys
 
 import uvloop
-from msgspec.structs import replace
 from prometheus_client import CollectorRegistry
 
 from inferflux.broker.credentials import ROLE_WORKER, Connection, resolve
@@ -24,16 +23,14 @@ from inferflux.config.metrics import PolicyMetrics, WorkerMetrics
 from inferflux.config.settings import Settings
 from inferflux.registry.audit import Anchorage, Anchors
 from inferflux.registry.control import Control
-from inferflux.registry.models import ModelEntry, load_models
 from inferflux.registry.store import PolicyStore
 from inferflux.registry.tenants import Tenants
 
-from .backends.opening import open_backend
 from .heartbeat import Heartbeat
-from .host import ModelHost
 from .meter import Meter
 from .probe import Probe
 from .reader import PromptReader
+from .registrar import Registrar
 from .seal import Sealer
 from .worker import Worker
 
@@ -61,17 +58,17 @@ async def serve(settings: Settings) -> bool:
     connection = resolve(settings.broker, ROLE_WORKER)
     tenants = Tenants.from_settings(settings)
     metrics = WorkerMetrics(registry := CollectorRegistry())
-    hosts = [_host(entry, settings, metrics) for entry in load_models(settings)]
     broker = await JetStreamBroker.connect(settings, ROLE_WORKER, "worker", connection=connection)
     try:
         meter = Meter(metrics)
         control = Control(settings, PolicyStore(broker), tenants, Audit.of_process(settings.logging, "worker"))
         anchorage = Anchorage(control.audit, Anchors(broker), PolicyMetrics(registry))
-        worker = Worker(settings, broker, hosts, control, _reader(connection, tenants), meter)
+        worker = Worker(settings, broker, (), control, _reader(connection, tenants), meter)
+        registrar = Registrar(settings, control, worker, metrics)
         with Probe(worker, broker, registry).serving(settings.worker.metrics_host, settings.worker.metrics_port):
             anchorage.start()
             try:
-                await _run(worker, Heartbeat(worker, broker, meter, settings.worker.heartbeat_s))
+                await _run(worker, registrar, Heartbeat(worker, broker, meter, settings.worker.heartbeat_s))
             finally:
                 await anchorage.close()
         return bool(worker.hung)
@@ -79,29 +76,20 @@ async def serve(settings: Settings) -> bool:
         await broker.close()
 
 
-async def _run(worker: Worker, heartbeat: Heartbeat) -> None:
+async def _run(worker: Worker, registrar: Registrar, heartbeat: Heartbeat) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, worker.stop)
     lifeline = asyncio.create_task(parent_gone())
     lifeline.add_done_callback(lambda _: worker.stop())
-    beating = asyncio.create_task(heartbeat.run())
+    beating, registering = asyncio.create_task(heartbeat.run()), asyncio.create_task(registrar.run())
     try:
         await worker.run()
     finally:
-        for task in (beating, lifeline):
+        for task in (registering, beating, lifeline):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-
-
-def _host(entry: ModelEntry, settings: Settings, metrics: WorkerMetrics) -> ModelHost:
-    runtime = settings.runtime
-    if entry.context_length is not None:
-        llamacpp = replace(runtime.llamacpp, context_length=entry.context_length)
-        runtime = replace(runtime, llamacpp=llamacpp)
-    backend = open_backend(entry.backend, str(entry.path) if entry.path else None, runtime)
-    return ModelHost(entry.id, backend, runtime, metrics, settings.fairness)
 
 
 def _reader(connection: Connection, tenants: Tenants) -> PromptReader:

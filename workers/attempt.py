@@ -56,7 +56,7 @@ class Attempt:
         self.outbox = Outbox(broker, task.key, settings.tape, time.monotonic, self._refused)
         self.answer: Answer | None = None
         self._claims = Claims(broker, task.key, worker, task.delivery.seq)
-        self._host = host
+        self.host = host
         self._broker = broker
         self._settings = settings
         self._asked: End | None = None
@@ -97,7 +97,7 @@ class Attempt:
         """Cancel, or hand back to the queue. Takes effect before the engine's next step."""
         self._asked = self._asked or how
         if self.answer is not None:
-            self._host.cancel(self.name)
+            self.host.cancel(self.name)
             self.answer.end(self._asked)
 
     async def run(self) -> bool:
@@ -116,7 +116,7 @@ class Attempt:
             over = await self._close(how)
             self.outcome = how.name.lower() if over or how is End.RELEASED else "lost"
         finally:
-            self._host.leave(self.name)
+            self.host.leave(self.name)
         log.info(
             "request ended" if over else "request left",
             request=self.key.request,
@@ -138,7 +138,7 @@ class Attempt:
         try:
             return await self._generate(Replay(EMPTY, self.task.seal), claim)
         except ClaimLost:
-            self._host.leave(self.name)
+            self.host.leave(self.name)
             self.name, self.answer = self._new_name(), None
             return None
         finally:
@@ -186,7 +186,7 @@ class Attempt:
             jobs = await self._prepare(replay)
         except RequestError as reason:
             error = failure(reason.code, reason.message, param=reason.param, retry_after_s=reason.retry_after_s)
-        label = Label(self._host.model, self._host.backend)
+        label = Label(self.host.model, self.host.backend)
         self.answer = answer = Answer(self.key.request, jobs, replay, self.task.seal, label, self.outbox.send)
         if self._asked is not None:
             answer.end(self._asked)
@@ -194,8 +194,8 @@ class Attempt:
             answer.fail(error)
         elif answer.open_jobs:
             if isinstance(self.task.prompt, CompletionPrompt) and self.task.prompt.echo:
-                answer.echo(echoes(self.task.prompt, jobs, self._host.text))
-            self._host.submit(self.name, answer)
+                answer.echo(echoes(self.task.prompt, jobs, self.host.text))
+            self.host.submit(self.name, answer)
         if claim is not None:
             self._claimed(await claim)
         answer.begin(self.seq)
@@ -227,8 +227,8 @@ class Attempt:
         def work() -> list[Job]:
             return prepare(
                 prompt,
-                self._host.renderer,
-                self._host.capacity,
+                self.host.renderer,
+                self.host.capacity,
                 request=self.name,
                 seed=task.seal.seed(),
                 template=template,

@@ -56,8 +56,7 @@ class Heartbeat:
 
     def beat(self) -> WorkerBeat:
         worker = self._worker
-        for host in worker.hosts:
-            self._meter.read(host)
+        self._meter.read(worker.mounts)
         ready = [host.capacity for host in worker.hosts if host.state == "ready"]
         return WorkerBeat(
             worker=worker.id,
@@ -68,11 +67,12 @@ class Heartbeat:
             at=time.time(),
             version=package_version(),
             draining=worker.draining,
+            hardware=worker.hardware,
             rss_bytes=self._process.memory_info().rss,
             model_bytes=sum(capacity.model_bytes for capacity in ready),
             kv_bytes=sum(capacity.kv_bytes for capacity in ready),
             num_steps=sum(host.stats().num_steps for host in worker.hosts if host.state == "ready"),
-            models=tuple(host.beat() for host in worker.hosts),
+            models=tuple(mount.beat() for mount in worker.mounts.values()),
         )
 
     async def _put(self) -> None:

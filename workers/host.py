@@ -10,7 +10,7 @@ from typing import Literal
 from inferflux.broker.wire import ModelBeat
 from inferflux.config.logs import get_logger
 from inferflux.config.metrics import WorkerMetrics
-from inferflux.config.settings import FairnessSettings, MinShareSettings, RuntimeSettings
+from inferflux.config.settings import FairnessSettings, MinShareSettings, RuntimeSettings, SchedulerSettings
 
 from .answer import Answer
 from .backends.backend import Backend, Capacity
@@ -28,7 +28,8 @@ def _nobody() -> None:
 class ModelHost:
     """Lives on the event loop; the engine steps on its own thread. One slot is one sequence that may run.
 
-    `on_free` is called when an answer has ended and its slots are free again.
+    `on_free` is called when an answer has ended and its slots are free again. `digest` names the registry entry whose
+    settings are in force.
     """
 
     def __init__(
@@ -38,13 +39,16 @@ class ModelHost:
         settings: RuntimeSettings,
         metrics: WorkerMetrics,
         fairness: FairnessSettings = FAIRNESS,
+        digest: str = "",
     ) -> None:
         self.model = model
         self.backend = backend.name
+        self.digest = digest
         self.state: Literal["loading", "ready", "failed"] = "loading"
         self.reason: str | None = None
         self.on_free: Callable[[], None] = _nobody
         self._backend = backend
+        self._bounds = settings.scheduler
         self._engine = Engine(backend, settings.scheduler, settings.paged_kv, self._from_engine, fairness)
         self._answers: dict[str, Answer] = {}
         self._touched: dict[str, Answer] = {}
@@ -67,6 +71,17 @@ class ModelHost:
     def renderer(self) -> Renderer:
         assert self._renderer is not None
         return self._renderer
+
+    @property
+    def num_slots(self) -> int:
+        """Sequences that may run at once."""
+        bounds = self._bounds
+        return min(self.capacity.max_sequences, bounds.max_batch_size, bounds.max_batch_tokens)
+
+    @property
+    def progress(self) -> float:
+        """The share of the model that is loaded, 0 to 1."""
+        return 1.0 if self.state == "ready" else self._backend.progress
 
     async def start(self) -> None:
         """Load the model off the event loop. Afterwards `state` says how it went."""
@@ -108,6 +123,12 @@ class ModelHost:
         if answer is not None and answer.open_jobs:
             self._engine.cancel(name)
 
+    def configure(self, bounds: SchedulerSettings, digest: str) -> None:
+        """Other bounds from the engine's next step on, as far as it was started for them."""
+        self._bounds, self.digest = bounds, digest
+        self._engine.configure(bounds)
+        self.on_free()
+
     def set_shares(self, min_share: MinShareSettings) -> None:
         """What each class keeps at least, from the next step on."""
         self._engine.set_batch_share(min_share.batch)
@@ -125,15 +146,23 @@ class ModelHost:
     def beat(self) -> ModelBeat:
         """This model's part of the heartbeat."""
         if self._capacity is None:
-            return ModelBeat(id=self.model, backend=self.backend, state=self.state, reason=self.reason)
+            return ModelBeat(
+                id=self.model,
+                backend=self.backend,
+                state=self.state,
+                reason=self.reason,
+                progress=round(self.progress, 2),
+                digest=self.digest,
+            )
         stats, capacity = self.stats(), self._capacity
         return ModelBeat(
             id=self.model,
             backend=self.backend,
             state=self.state,
+            digest=self.digest,
             context_length=capacity.context_length,
             embeddings=capacity.embedding_size > 0,
-            num_slots=capacity.max_sequences,
+            num_slots=self.num_slots,
             num_free_slots=stats.num_free_slots,
             num_running=stats.num_running,
             num_waiting=stats.num_waiting,
@@ -141,6 +170,8 @@ class ModelHost:
             num_pages_used=stats.num_pages_used,
             num_pages_cached=stats.num_pages_cached,
             tokens_per_s=self._tokens_per_s(stats),
+            prefix_queries=stats.prefix_queries,
+            prefix_hits=stats.prefix_hits,
             hardware=capacity.hardware,
         )
 

@@ -12,7 +12,7 @@ from inferflux.broker.broker import Bell, Broker, Delivery, Subscription
 from inferflux.broker.errors import BrokerError
 from inferflux.broker.fairshare import FairShare
 from inferflux.broker.subjects import HEADER_PREFIX, Lane, ServiceClass
-from inferflux.broker.wire import decode_gossip, encode
+from inferflux.broker.wire import Hardware, decode_gossip, encode
 from inferflux.config.logs import get_logger
 from inferflux.config.settings import Settings
 from inferflux.registry.tenants import Tenants
@@ -32,12 +32,13 @@ MAX_PREFIXES = 128
 class Intake:
     """Hears every bell of one model, always, and pulls while the engine has room.
 
-    `attempts` are this worker's, of every model; `accept` takes a pulled prompt.
+    `host` has the engine that pulled prompts go to; None while there is none. `attempts` are this worker's, of every
+    model; `accept` takes a pulled prompt.
     """
 
     def __init__(
         self,
-        host: ModelHost,
+        model: str,
         broker: Broker,
         fair: FairShare,
         tenants: Tenants,
@@ -48,7 +49,8 @@ class Intake:
     ) -> None:
         self.fair = fair
         self.advance = Advance(fair)
-        self._host = host
+        self.model = model
+        self.host: ModelHost | None = None
         self._broker = broker
         self._tenants = tenants
         self._settings = settings
@@ -65,10 +67,10 @@ class Intake:
 
     @property
     def num_free_slots(self) -> int:
-        """Sequences that could start now; none while the model is loading or when it failed, or the engine hangs."""
-        if self._host.state != "ready" or self._hangs:
+        """Sequences that could start now; none while there is no engine, or it hangs."""
+        if self.host is None or self._hangs:
             return 0
-        return max(0, self._host.capacity.max_sequences - sum(attempt.num_slots for attempt in self._mine()))
+        return max(0, self.host.num_slots - sum(attempt.num_slots for attempt in self._here()))
 
     @property
     def running(self) -> Counter[Lane]:
@@ -108,8 +110,8 @@ class Intake:
     async def join(self) -> None:
         """Begin to listen and to gossip; a newcomer must know what was served before it may choose."""
         self._subscriptions = [
-            await self._broker.listen_bells(self._host.model, self._on_bell),
-            await self._broker.listen_gossip(self._host.model, self._on_gossip),
+            await self._broker.listen_bells(self.model, self._on_bell),
+            await self._broker.listen_gossip(self.model, self._on_gossip),
         ]
         self._background = [
             asyncio.create_task(self._resync_forever()),
@@ -138,11 +140,11 @@ class Intake:
 
         Where no slot is free, classes above batch may take those of batch sequences.
         """
-        if not self.fair.ready(time.monotonic()) or self._leaves_to_gpu():
+        if self.host is None or not self.fair.ready(time.monotonic()) or self._leaves_to_gpu(self.host):
             return
         while self._pulling:
             above_batch = self.num_free_slots <= len(self._pulls)
-            if above_batch and not self._may_preempt():
+            if above_batch and not self._may_preempt(self.host):
                 return
             under_way = Counter(self._pulls.values())
             emptied = {lane for lane, number in under_way.items() if number >= self.fair.num_waiting(lane)}
@@ -153,12 +155,12 @@ class Intake:
             num_running = sum(attempt.delivery.lane == lane for attempt in self._mine() if not attempt.charged)
             self.advance.pay(lane, under_way[lane] + 1 + num_running, time.monotonic())
 
-    def _may_preempt(self) -> bool:
+    def _may_preempt(self, host: ModelHost) -> bool:
         """Whether a batch sequence here would give way, and nobody else has room."""
-        if self._host.state != "ready" or self._host.stats().batch_is_owed:
+        if host.stats().batch_is_owed:
             return False
-        above = [each.num_slots for each in self._mine() if each.delivery.lane.service_class is not ServiceClass.BATCH]
-        num_left = self._host.capacity.max_sequences - sum(above) - len(self._pulls)
+        above = [each.num_slots for each in self._here() if each.delivery.lane.service_class is not ServiceClass.BATCH]
+        num_left = host.num_slots - sum(above) - len(self._pulls)
         return num_left > 0 and not self.fair.free_slots_elsewhere(time.monotonic())
 
     async def _pull(self, lane: Lane) -> None:
@@ -182,9 +184,9 @@ class Intake:
             del self._pulls[task]
             self._wake.set()
 
-    def _leaves_to_gpu(self) -> bool:
+    def _leaves_to_gpu(self, host: ModelHost) -> bool:
         """A CPU worker leaves prompts to a GPU worker that has room for them."""
-        return self._host.capacity.hardware == "cpu" and self.fair.free_gpu_slots(time.monotonic()) > 0
+        return host.capacity.hardware == "cpu" and self.fair.free_gpu_slots(time.monotonic()) > 0
 
     def _on_bell(self, bell: Bell) -> None:
         prefix = bell.headers.get(HEADER_PREFIX)
@@ -207,7 +209,7 @@ class Intake:
         try:
             self.fair.merge(decode_gossip(body), time.monotonic())
         except ValueError as error:
-            log.warning("gossip ignored", model=self._host.model, reason=str(error))
+            log.warning("gossip ignored", model=self.model, reason=str(error))
         self._wake.set()
 
     async def _resync_forever(self) -> None:
@@ -218,9 +220,9 @@ class Intake:
             if connected and not was_connected:
                 self.fair.rejoin(time.monotonic())
             try:
-                self._correct(await self._broker.backlog(self._host.model))
+                self._correct(await self._broker.backlog(self.model))
             except BrokerError as error:
-                log.warning("backlog unknown", model=self._host.model, reason=str(error))
+                log.warning("backlog unknown", model=self.model, reason=str(error))
             await asyncio.sleep(self._settings.queue.resync_interval_s)
 
     def _correct(self, stored: Mapping[Lane, int]) -> None:
@@ -235,17 +237,21 @@ class Intake:
 
     async def _gossip_forever(self) -> None:
         while True:
-            hardware = self._host.capacity.hardware if self._host.state == "ready" else "cpu"
+            hardware: Hardware = "cpu" if self.host is None else self.host.capacity.hardware
             prefixes = tuple(self._prefixes)
             gossip = self.fair.gossip(time.monotonic(), self.num_free_slots, hardware, self.running, prefixes)
             with contextlib.suppress(BrokerError):
-                await self._broker.send_gossip(self._host.model, encode(gossip))
+                await self._broker.send_gossip(self.model, encode(gossip))
             await asyncio.sleep(self._settings.fairness.gossip_interval_s)
             self._wake.set()
 
     @property
     def _hangs(self) -> bool:
-        return self._host.stalled_s() >= self._settings.worker.hang_timeout_s
+        return self.host is not None and self.host.stalled_s() >= self._settings.worker.hang_timeout_s
+
+    def _here(self) -> Iterator[Attempt]:
+        """Those that the engine has which new prompts go to: an earlier one may still finish others."""
+        return (attempt for attempt in self._mine() if attempt.host is self.host)
 
     def _mine(self) -> Iterator[Attempt]:
-        return (attempt for attempt in self._attempts() if attempt.delivery.lane.model == self._host.model)
+        return (attempt for attempt in self._attempts() if attempt.delivery.lane.model == self.model)

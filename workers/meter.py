@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
+from weakref import WeakKeyDictionary
+
+from prometheus_client import Gauge
 
 from inferflux.config.metrics import WorkerMetrics
 
@@ -10,6 +14,7 @@ from .attempt import Attempt
 from .engine.job import EngineStats
 from .engine.offload import OffloadStats
 from .host import ModelHost
+from .mount import Mount
 
 
 class Meter:
@@ -17,28 +22,58 @@ class Meter:
 
     def __init__(self, metrics: WorkerMetrics) -> None:
         self._metrics = metrics
-        self._before: dict[str, EngineStats] = {}
+        self._before: WeakKeyDictionary[ModelHost, EngineStats] = WeakKeyDictionary()
+        self._shown: set[str] = set()
 
-    def read(self, host: ModelHost) -> None:
-        """Bring one model's metrics up to date."""
-        metrics, model = self._metrics, host.model
-        stats, before = host.stats(), self._before.get(model, EngineStats())
-        self._before[model] = stats
-        metrics.num_requests_running.labels(model).set(stats.num_running)
-        metrics.num_requests_waiting.labels(model).set(stats.num_waiting)
-        metrics.kv_pages_in_use.labels(model).set(stats.num_pages_used)
-        metrics.kv_cache_usage.labels(model).set(stats.num_pages_used / stats.num_pages if stats.num_pages else 0.0)
+    def read(self, mounts: Mapping[str, Mount]) -> None:
+        """Bring every model's metrics up to date; gauges of models that are gone go too."""
+        for model in self._shown - mounts.keys():
+            for gauge in self._gauges():
+                gauge.remove(model)
+        self._shown = set(mounts)
+        for model, mount in mounts.items():
+            stats = [host.stats() for host in mount.hosts]
+            self._set_gauges(model, stats)
+            for host, each in zip(mount.hosts, stats, strict=True):
+                self._count(model, each, self._before.get(host, EngineStats()))
+                self._before[host] = each
+
+    def _gauges(self) -> tuple[Gauge, ...]:
+        metrics = self._metrics
+        return (
+            metrics.num_requests_running,
+            metrics.num_requests_waiting,
+            metrics.kv_pages_in_use,
+            metrics.kv_cache_usage,
+            metrics.offload_active,
+            metrics.offload_bytes,
+        )
+
+    def _set_gauges(self, model: str, stats: Sequence[EngineStats]) -> None:
+        """Over all engines of a model: one that was replaced may still finish what it runs."""
+        num_pages, num_used = sum(each.num_pages for each in stats), sum(each.num_pages_used for each in stats)
+        values = (
+            sum(each.num_running for each in stats),
+            sum(each.num_waiting for each in stats),
+            num_used,
+            num_used / num_pages if num_pages else 0.0,
+            any(each.offload.active for each in stats),
+            sum(each.offload.num_bytes for each in stats),
+        )
+        for gauge, value in zip(self._gauges(), values, strict=True):
+            gauge.labels(model).set(value)
+
+    def _count(self, model: str, stats: EngineStats, before: EngineStats) -> None:
+        metrics = self._metrics
         metrics.prefix_cache_queries.labels(model).inc(stats.prefix_queries - before.prefix_queries)
         metrics.prefix_cache_hits.labels(model).inc(stats.prefix_hits - before.prefix_hits)
         metrics.num_preemptions.labels(model).inc(stats.num_preemptions - before.num_preemptions)
         metrics.prompt_tokens.labels(model).inc(stats.prompt_tokens - before.prompt_tokens)
         metrics.generation_tokens.labels(model).inc(stats.generated_tokens - before.generated_tokens)
-        self._read_offload(model, stats.offload, before.offload)
+        self._count_offload(model, stats.offload, before.offload)
 
-    def _read_offload(self, model: str, stats: OffloadStats, before: OffloadStats) -> None:
+    def _count_offload(self, model: str, stats: OffloadStats, before: OffloadStats) -> None:
         metrics = self._metrics
-        metrics.offload_active.labels(model).set(stats.active)
-        metrics.offload_bytes.labels(model).set(stats.num_bytes)
         metrics.offload_reads.labels(model).inc(stats.num_reads - before.num_reads)
         metrics.offload_read_bytes.labels(model).inc(stats.read_bytes - before.read_bytes)
         metrics.offload_writes.labels(model).inc(stats.num_writes - before.num_writes)
@@ -50,6 +85,9 @@ class Meter:
         """Count an attempt and the time it spent in each part of its life."""
         metrics, model = self._metrics, attempt.delivery.lane.model
         metrics.requests.labels(model, attempt.outcome).inc()
+        error = attempt.answer.error if attempt.answer is not None else None
+        if error is not None and error.code in LIMIT_CODES:
+            metrics.limit_refusals.labels(error.code).inc()
         if attempt.claimed_s is None:
             return
         now_s = time.monotonic()

@@ -18,14 +18,16 @@ from inferflux.broker.prefix import prefix_digest
 from inferflux.broker.subjects import OWNER_TENANT, RequestKey
 from inferflux.broker.wire import Claim
 from inferflux.config.logs import get_logger
-from inferflux.config.settings import Settings
+from inferflux.config.settings import MinShareSettings, Settings
 from inferflux.registry.control import Control
 
 from .answer import End, cancelled
 from .attempt import Attempt
+from .hardware import hardware_of
 from .host import ModelHost
 from .intake import Intake
 from .meter import Meter
+from .mount import Mount
 from .outbox import SWEEP_INTERVAL_S
 from .reader import PromptReader
 
@@ -33,7 +35,10 @@ log = get_logger("worker")
 
 
 class Worker:
-    """Holds prompts as attempts, each with a task of its own. `run` returns once drained."""
+    """Holds prompts as attempts, each with a task of its own. `run` returns once drained.
+
+    `hosts` are served from the start; a registrar mounts others while it runs.
+    """
 
     def __init__(
         self,
@@ -47,18 +52,28 @@ class Worker:
         self.id = f"{socket.gethostname()}-{os.getpid()}"
         self.epoch = uuid.uuid4().hex[:12]
         self.started = time.time()
-        self.hosts = list(hosts)
+        self.hardware = hardware_of(settings)
+        self.mounts: dict[str, Mount] = {}
         self.hung: set[str] = set()
         self._settings = settings
         self._broker = broker
         self._control = control
         self._reader = reader
         self._meter = meter
-        self._intakes: dict[str, Intake] = {}
+        self._first_hosts = list(hosts)
+        self._min_share = settings.fairness.min_share
+        self._fair: dict[str, FairShare] = {}
         self._attempts: dict[RequestKey, Attempt] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._purges: dict[RequestKey, asyncio.TimerHandle] = {}
         self._stopping = asyncio.Event()
+        for host in hosts:
+            self.mount(host.model).coming = host
+
+    @property
+    def hosts(self) -> list[ModelHost]:
+        """Every engine there is, of all models."""
+        return [host for mount in tuple(self.mounts.values()) for host in mount.hosts]
 
     @property
     def draining(self) -> bool:
@@ -71,20 +86,51 @@ class Worker:
     def stop(self) -> None:
         """Begin to drain: pull no more, finish what runs, hand back what does not finish in time."""
         self._stopping.set()
-        for intake in self._intakes.values():
+        for mount in self.mounts.values():
+            mount.intake.stop()
+
+    def mount(self, model: str) -> Mount:
+        """Where engines of a model can be put."""
+        mount = self.mounts.get(model)
+        if mount is not None:
+            return mount
+        # What was served counts as long as this process lives: a model that comes back goes on with it.
+        fair = self._fair.get(model)
+        if fair is None:
+            fair = self._fair[model] = FairShare(model, self.id, self.epoch, self._settings.fairness)
+        else:
+            fair.rejoin(time.monotonic())
+        intake = Intake(
+            model,
+            self._broker,
+            fair,
+            self._control.tenants,
+            self._settings,
+            attempts=self._attempts.values,
+            accept=self._accept,
+        )
+        if self.draining:
             intake.stop()
+        mount = self.mounts[model] = Mount(intake, self._broker, self._attempts.values)
+        mount.set_shares(self._min_share)
+        return mount
+
+    def unmount(self, mount: Mount) -> None:
+        """The model is gone from here; its engines are closed."""
+        del self.mounts[mount.model]
 
     async def run(self) -> None:
         """Serve until stopped, then drain."""
         cancels = await self._broker.listen_cancels(self._on_cancel)
         chores = (self._sweep_forever(), self._extend_forever())
+        self._control.fairness.share_with(self._share)
         self._control.start()
         await self._control.wait_listed(self._settings.broker.timeout_s)
         background = [asyncio.create_task(chore) for chore in chores]
         try:
-            serving = [asyncio.create_task(self._serve(host)) for host in self.hosts]
-            await asyncio.gather(*serving)
+            await asyncio.gather(*(self.mounts[host.model].put(host) for host in self._first_hosts))
             await self._stopping.wait()
+            await asyncio.gather(*(mount.stop() for mount in self.mounts.values()))
             if not self.hung:
                 await self._drain()
         finally:
@@ -96,31 +142,13 @@ class Worker:
             await self._control.close()
             with contextlib.suppress(BrokerError):
                 await cancels.close()
-            await asyncio.gather(*(host.close() for host in self.hosts if host.model not in self.hung))
+            mounts = [mount for mount in self.mounts.values() if mount.model not in self.hung]
+            await asyncio.gather(*(mount.leave() for mount in self.mounts.values()))
+            await asyncio.gather(*(mount.close() for mount in mounts))
 
-    async def _serve(self, host: ModelHost) -> None:
-        intake = Intake(
-            host,
-            self._broker,
-            FairShare(host.model, self.id, self.epoch, self._settings.fairness),
-            self._control.tenants,
-            self._settings,
-            attempts=self._attempts.values,
-            accept=lambda delivery: self._accept(delivery, host),
-        )
-        self._intakes[host.model] = intake
-        self._control.fairness.share_with(intake.fair.set_shares)
-        self._control.fairness.share_with(host.set_shares)
-        host.on_free = intake.wake
-        await intake.join()
-        try:
-            await host.start()
-            if host.state == "ready" and not self.draining:
-                await intake.run()
-        finally:
-            await intake.leave()
-
-    def _accept(self, delivery: Delivery, host: ModelHost) -> None:
+    def _accept(self, delivery: Delivery) -> None:
+        mount = self.mounts[delivery.lane.model]
+        assert mount.host is not None, "a prompt was pulled for an engine that is not there"
         task = self._reader.read(delivery)
         running = self._attempts.get(task.key)
         if running is not None:
@@ -132,8 +160,8 @@ class Worker:
                 self._spawn(delivery.ack())
             return
         if task.prompt is not None and (prefix := prefix_digest(task.prompt, task.salt)) is not None:
-            self._intakes[host.model].remember(prefix)
-        attempt = Attempt(task, host, self._broker, self._settings, self.id)
+            mount.intake.remember(prefix)
+        attempt = Attempt(task, mount.host, self._broker, self._settings, self.id)
         self._attempts[task.key] = attempt
         self._spawn(self._run(attempt))
 
@@ -152,7 +180,9 @@ class Worker:
             self._meter.attempt_ended(attempt)
             if self._attempts.get(attempt.key) is attempt:
                 del self._attempts[attempt.key]
-            self._intakes[attempt.delivery.lane.model].ended(attempt.delivery.lane)
+            mount = self.mounts[attempt.delivery.lane.model]
+            mount.intake.ended(attempt.delivery.lane)
+            mount.ended()
         if over:
             self._purge_later(attempt.key)
 
@@ -162,7 +192,7 @@ class Worker:
             attempt.stop(End.CANCELLED)
         elif key.owner.startswith(OWNER_TENANT):
             tenant = key.owner.removeprefix(OWNER_TENANT)
-            if any(intake.awaits(tenant) for intake in self._intakes.values()):
+            if any(mount.intake.awaits(tenant) for mount in self.mounts.values()):
                 self._spawn(self._cancel_unclaimed(key))
 
     async def _cancel_unclaimed(self, key: RequestKey) -> None:
@@ -182,8 +212,8 @@ class Worker:
 
     def _charge(self, attempt: Attempt) -> None:
         num_input, num_output = attempt.take_charges()
-        intake = self._intakes.get(attempt.delivery.lane.model)
-        if intake is not None and (num_input or num_output):
+        if num_input or num_output:
+            intake = self.mounts[attempt.delivery.lane.model].intake
             intake.advance.charge(attempt.delivery.lane, num_input, num_output, time.monotonic())
 
     async def _extend_forever(self) -> None:
@@ -191,15 +221,15 @@ class Worker:
         interval_s, hang_s = self._settings.queue.lease_s / 3, self._settings.worker.hang_timeout_s
         while True:
             await asyncio.sleep(interval_s)
-            stalled = {host.model: host.stalled_s() for host in self.hosts if host.state == "ready"}
+            stalled = {host: host.stalled_s() for host in self.hosts if host.state == "ready"}
             for attempt in list(self._attempts.values()):
-                if stalled.get(attempt.delivery.lane.model, 0.0) < hang_s:
+                if stalled.get(attempt.host, 0.0) < hang_s:
                     with contextlib.suppress(BrokerError):
                         await attempt.delivery.extend()
-            for model, stalled_s in stalled.items():
+            for host, stalled_s in stalled.items():
                 if stalled_s >= hang_s:
-                    log.error("engine hangs; this worker ends", model=model, stalled_s=round(stalled_s, 1))
-                    self.hung.add(model)
+                    log.error("engine hangs; this worker ends", model=host.model, stalled_s=round(stalled_s, 1))
+                    self.hung.add(host.model)
             if self.hung:
                 await self._abandon()
                 return
@@ -222,6 +252,11 @@ class Worker:
         left = {task for task in self._tasks if not task.done()}
         if left:
             await asyncio.wait(left, timeout=self._settings.broker.timeout_s)
+
+    def _share(self, min_share: MinShareSettings) -> None:
+        self._min_share = min_share
+        for mount in self.mounts.values():
+            mount.set_shares(min_share)
 
     async def _purge(self, key: RequestKey) -> None:
         with contextlib.suppress(BrokerError):

@@ -87,7 +87,7 @@ class FleetWorker:
     async def close(self) -> None:
         self.backend.running.set()
         # What hangs at a fault point will never end by itself.
-        pending = {self._task, *self.worker._tasks, *(t for i in self.worker._intakes.values() for t in i._pulls)}
+        pending = {self._task, *self.worker._tasks, *(t for m in self.worker.mounts.values() for t in m.intake._pulls)}
         for task in pending:
             task.cancel()
         await asyncio.gather(*pending, return_exceptions=True)

@@ -372,7 +372,7 @@ async def test_a_copy_that_another_worker_pulls_leaves_the_tape_of_the_first_alo
     try:
         await fleet.publish("twice", max_tokens=40)
         await fleet.frames("twice", at_least=1)
-        fleet.workers[0][0]._intakes["stub"].stop()
+        fleet.workers[0][0].mounts["stub"].intake.stop()
         fleet.start_worker()
         body = b'{"type":"completion","id":"twice","prompt":"other","max_tokens":2}'
         await fleet.client.publish_prompt(LANE, body, msg_id="another message id")
@@ -415,7 +415,7 @@ async def test_a_cancel_of_what_nobody_asked_for_leaves_nothing(fleet: Fleet) ->
     await fleet.frames("r1")
     await fleet.wait_until_empty()
     async with asyncio.timeout(5):
-        while fleet.workers[0][0]._intakes["stub"].awaits("acme"):
+        while fleet.workers[0][0].mounts["stub"].intake.awaits("acme"):
             await asyncio.sleep(0.01)
     await fleet.client.send_cancel(RequestKey("t-acme", "no such request"))
     await fleet.publish("r2")
@@ -438,7 +438,7 @@ async def test_metrics_tell_what_happened(fleet: Fleet) -> None:
     await fleet.publish("r1", created=time.time())
     await fleet.frames("r1")
     await fleet.wait_until_empty()
-    Meter(fleet._metrics).read(worker.hosts[0])
+    Meter(fleet._metrics).read(worker.mounts)
 
     def value(name: str, **labels: str) -> float | None:
         return fleet.registry.get_sample_value(name, {"model": "stub", **labels})
@@ -482,7 +482,7 @@ async def test_weights_and_shares_change_while_it_runs(slow_fleet: Fleet) -> Non
     worker = slow_fleet.start_worker()
     await slow_fleet.publish("long", max_tokens=40)
     await slow_fleet.frames("long", at_least=1)
-    fair = worker._intakes["stub"].fair
+    fair = worker.mounts["stub"].intake.fair
 
     def weight() -> float:
         return next((share.weight for share in fair.snapshot() if share.tenant == "acme"), 0.0)

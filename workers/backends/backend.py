@@ -109,9 +109,10 @@ class Tokenizer(Protocol):
 
 
 class Backend(Protocol):
-    """Start once, run many, close once."""
+    """Start once, run many, close once. `progress` is the share of the model that `start` has loaded; any thread."""
 
     name: str
+    progress: float
 
     @property
     def tokenizer(self) -> Tokenizer: ...

@@ -50,6 +50,7 @@ class LlamaCppBackend:
     name = "llamacpp"
 
     def __init__(self, path: str, settings: RuntimeSettings) -> None:
+        self.progress = 0.0
         self._path = Path(path)
         self._settings = settings
         self._model: LlamaCppModel | None = None
@@ -61,7 +62,7 @@ class LlamaCppBackend:
 
     def start(self) -> Capacity:
         lib.llama_backend_init()
-        self._model = model = LlamaCppModel(self._path, self._settings.llamacpp.n_gpu_layers)
+        self._model = model = LlamaCppModel(self._path, self._settings.llamacpp.n_gpu_layers, self._loaded)
         self._tokenizer = LlamaCppTokenizer(model.native)
         self._embedding_size = model.embedding_size
         kv_type = self._settings.paged_kv.type
@@ -147,6 +148,9 @@ class LlamaCppBackend:
         if self._model is not None:
             self._model.close()
             self._model = None
+
+    def _loaded(self, progress: float) -> None:
+        self.progress = progress
 
     def _make_context(self, model: LlamaCppModel, size: KVSize, max_batch_tokens: int, num_threads: int) -> Any:
         params = lib.llama_context_default_params()

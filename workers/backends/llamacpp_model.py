@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +11,28 @@ import llama_cpp.llama_cpp as lib
 
 from inferflux.broker.errors import ConfigError
 
+from .digest import digest_files
 from .llamacpp_log import native_log
 
 MAGIC = b"GGUF"
-DIGEST_SAMPLES, DIGEST_SAMPLE_BYTES = 64, 64 * 1024
 
 
 class LlamaCppModel:
     """Weights and what the file says about them. `native` is the library's pointer, valid until `close`.
 
-    Raises ConfigError when the file cannot be served.
+    `on_progress` is told the share that is loaded. Raises ConfigError when the file cannot be served.
     """
 
-    def __init__(self, path: Path, num_gpu_layers: int) -> None:
+    def __init__(self, path: Path, num_gpu_layers: int, on_progress: Callable[[float], None]) -> None:
         _check_file(path)
         params = lib.llama_model_default_params()
         params.n_gpu_layers = num_gpu_layers
+
+        def progressed(share: float, _: object) -> bool:
+            on_progress(share)
+            return True  # False would end the loading
+
+        params.progress_callback = lib.llama_progress_callback(progressed)
         native_log.take_problems()
         self.native: Any = lib.llama_model_load_from_file(str(path).encode(), params)
         if not self.native:
@@ -63,15 +69,7 @@ class LlamaCppModel:
         return int(lib.llama_model_n_layer(self.native) * lib.llama_model_n_head_kv(self.native) * (key + value))
 
     def digest(self) -> str:
-        """Of the header and of samples spread over the weights: seconds matter at start-up, and training moves every
-        tensor."""
-        size = self._path.stat().st_size
-        digest = hashlib.blake2b(str(size).encode(), digest_size=16)
-        with self._path.open("rb") as file:
-            for index in range(DIGEST_SAMPLES):
-                file.seek(max(size - DIGEST_SAMPLE_BYTES, 0) * index // (DIGEST_SAMPLES - 1))
-                digest.update(file.read(DIGEST_SAMPLE_BYTES))
-        return digest.hexdigest()
+        return digest_files([self._path])
 
     def close(self) -> None:
         if self.native:

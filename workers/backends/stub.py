@@ -67,6 +67,7 @@ class StubBackend:
     """
 
     name = "stub"
+    progress = 0.0
 
     def __init__(self, settings: RuntimeSettings) -> None:
         self._settings = settings

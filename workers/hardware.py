@@ -1,0 +1,17 @@
+"""Which class of hardware this worker has, without loading what would use it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from inferflux.broker.wire import Hardware
+from inferflux.config.settings import Settings
+
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+
+
+def hardware_of(settings: Settings) -> Hardware:
+    """What the settings say; else `gpu` where layers are put on one, or where there is an NVIDIA driver."""
+    if settings.worker.hardware != "auto":
+        return settings.worker.hardware
+    return "gpu" if settings.runtime.llamacpp.n_gpu_layers or NVIDIA_DRIVER.exists() else "cpu"
