@@ -18,9 +18,7 @@ def debian() -> Iterator[dict[str, Any]]:
         if release.startswith("ID="):
             name = release.removeprefix("ID=").strip('"')
     show = ["dpkg-query", "--show", "--showformat=${Package} ${Version} ${Architecture}\n"]
-    listed = subprocess.run(
-        ["dpkg-query", "--show", f"--showformat={form}"], capture_output=True, text=True, check=True
-    )
+    listed = subprocess.run(show, capture_output=True, text=True, check=True)
     for line in listed.stdout.splitlines():
         package, version, architecture = line.split()
         purl = f"pkg:deb/{name}/{package}@{quote(version)}?arch={architecture}"

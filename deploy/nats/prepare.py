@@ -1,11 +1,13 @@
 """Make everything that a fleet with TLS shares, in one folder: certificates, NATS users, and each role's environment.
 
     python deploy/nats/prepare.py --node nats-1 --node nats-2 --node nats-3 --out secrets
+    python deploy/nats/prepare.py --kubernetes NAMESPACE --out secrets
 
 A node is a host name or `NAME=ADDRESS[,ADDRESS]` with every name and address that it is found by. Writes ca.pem,
 NAME.pem and NAME.key for each node, users.conf, api.env and worker.env (what `inferctl api` and `inferctl worker` read
-from their environment), admin.env for backups, and credentials.json with all of it. Files with secrets are for their
-owner alone. Nothing that is there already is overwritten.
+from their environment), admin.env for backups, and credentials.json with all of it. With --kubernetes the nodes are
+those of charts/inferflux, and kubernetes.yaml holds the secrets that it names. Files with secrets are for their owner
+alone. Nothing that is there already is overwritten.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import kubernetes
 import make_users
 import msgspec
 from certificates import Authority
@@ -27,13 +30,16 @@ from inferflux.config.errors import InferFluxError
 def main() -> int:
     """Read the arguments and write the folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--node", action="append", required=True, metavar="NAME[=ADDRESS,...]")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--node", action="append", metavar="NAME[=ADDRESS,...]")
+    where.add_argument("--kubernetes", metavar="NAMESPACE", help="for charts/inferflux in this namespace")
     parser.add_argument("--port", action="append", type=int, default=[], help="each node's client port; 4222")
     parser.add_argument("--publisher", action="append", default=[], metavar="TENANT:CLASS[,CLASS]")
     parser.add_argument("--ca-path", default="/run/secrets/ca.pem", help="where processes find ca.pem")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    nodes = {name: addresses.split(",") if addresses else [] for name, _, addresses in map(_halves, arguments.node)}
+    given = arguments.node or [kubernetes.node(arguments.kubernetes)]
+    nodes = {name: addresses.split(",") if addresses else [] for name, _, addresses in map(_halves, given)}
     publishers = {}
     for each in arguments.publisher:
         tenant, colon, classes = each.rpartition(":")
@@ -49,10 +55,12 @@ def main() -> int:
         parser.error("give one --port for each --node, or none")
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
-        write(out, nodes, ports, publishers, ca_path=arguments.ca_path)
+        made = write(out, nodes, ports, publishers, ca_path=arguments.ca_path)
     except InferFluxError as error:
         print(f"prepare.py: {error}", file=sys.stderr)
         return 1
+    if arguments.kubernetes:
+        _private(out / "kubernetes.yaml", kubernetes.secrets(out, made, arguments.kubernetes).encode())
     return 0
 
 
