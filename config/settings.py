@@ -13,6 +13,10 @@ Seconds = Annotated[float, Meta(ge=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 ServiceClassName = Literal["priority", "default", "batch"]
 Scope = Literal["generate", "read", "admin"]
+# Only those that a public key checks: with a shared secret, whoever checks tokens could also make them.
+SignatureAlgorithm = Literal[
+    "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA", "Ed25519"
+]
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -89,13 +93,32 @@ class KeySettings(Section, frozen=True, kw_only=True):
     models: tuple[str, ...] = ()
 
 
+class OidcGroup(Section, frozen=True, kw_only=True):
+    """What the members of one of the issuer's groups may do, and as which tenant. No models means all."""
+
+    group: str
+    scopes: tuple[Scope, ...] = ()
+    tenant: str | None = None
+    models: tuple[str, ...] = ()
+
+
 class AuthSettings(Section, frozen=True, kw_only=True):
-    """Who may call the API."""
+    """Who may call the API: by a key, or by a token of an OIDC issuer, signed by one of the algorithms."""
 
     api_keys: tuple[KeySettings, ...] = ()
     rate_limit_per_minute: Annotated[int, Meta(ge=0)] = 0
     oidc_issuer: str | None = None
     oidc_audience: str | None = None
+    oidc_algorithms: tuple[SignatureAlgorithm, ...] = ("RS256", "PS256", "ES256", "EdDSA")
+    oidc_scope_claim: str = "scope"
+    oidc_scope_prefix: str = "inferflux:"
+    oidc_groups_claim: str = "groups"
+    oidc_groups: tuple[OidcGroup, ...] = ()
+    oidc_tenant_claim: str | None = None
+    oidc_skew_s: Seconds = 30.0
+    oidc_jwks_ttl_s: Seconds = 300.0
+    oidc_jwks_stale_s: Seconds = 3600.0
+    oidc_refetch_s: Annotated[float, Meta(ge=0.1)] = 10.0
 
 
 class TenantSettings(Section, frozen=True, kw_only=True):
@@ -108,6 +131,8 @@ class TenantSettings(Section, frozen=True, kw_only=True):
     max_running: Positive | None = None
     cache_group: str | None = None
     publish: bool = False
+    file_quota_bytes: Positive | None = None
+    file_retention_s: Annotated[float, Meta(ge=1)] | None = None
 
 
 class RegistrySettings(Section, frozen=True, kw_only=True):
@@ -175,6 +200,15 @@ class LlamaCppSettings(Section, frozen=True, kw_only=True):
     context_length: Annotated[int, Meta(ge=0)] = 0
 
 
+class TorchSettings(Section, frozen=True, kw_only=True):
+    """Options of the torch backend; 0 threads means one for each physical core that is really there."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    threads: Annotated[int, Meta(ge=0)] = 0
+    context_length: Annotated[int, Meta(ge=0)] = 0
+
+
 class StubSettings(Section, frozen=True, kw_only=True):
     """The stub backend: seconds for each step and for each prompt token, slots and context length."""
 
@@ -189,6 +223,7 @@ class RuntimeSettings(Section, frozen=True, kw_only=True):
     scheduler: SchedulerSettings = SchedulerSettings()
     paged_kv: PagedKVSettings = PagedKVSettings()
     llamacpp: LlamaCppSettings = LlamaCppSettings()
+    torch: TorchSettings = TorchSettings()
     stub: StubSettings = StubSettings()
 
 
@@ -214,6 +249,25 @@ class StreamSettings(Section, frozen=True, kw_only=True):
 
     resume_grace_s: Seconds = 30.0
     idempotency_ttl_s: Annotated[float, Meta(ge=1)] = 24 * 3600.0
+
+
+class FileSettings(Section, frozen=True, kw_only=True):
+    """Files that tenants upload and results that batches leave: the largest, how much a tenant may keep, how long."""
+
+    max_bytes: Positive = 200 * 1024 * 1024
+    quota_bytes: Positive = 4 * 1024 * 1024 * 1024
+    retention_s: Annotated[float, Meta(ge=1)] = 30 * 24 * 3600.0
+
+
+class BatchSettings(Section, frozen=True, kw_only=True):
+    """Batches: how long one may be, how many of a tenant run at a time or wait, and how many lines of one are queued."""
+
+    max_lines: Positive = 50_000
+    max_in_flight: Positive = 128
+    max_running: Positive = 4
+    max_unfinished: Positive = 100
+    lease_s: Annotated[float, Meta(ge=1)] = 8.0
+    retention_s: Annotated[float, Meta(ge=1)] = 30 * 24 * 3600.0
 
 
 class WorkerSettings(Section, frozen=True, kw_only=True):
@@ -243,4 +297,6 @@ class Settings(Section, frozen=True, kw_only=True):
     runtime: RuntimeSettings = RuntimeSettings()
     fairness: FairnessSettings = FairnessSettings()
     streams: StreamSettings = StreamSettings()
+    files: FileSettings = FileSettings()
+    batches: BatchSettings = BatchSettings()
     worker: WorkerSettings = WorkerSettings()

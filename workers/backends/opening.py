@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from inferflux.broker.errors import ConfigError
@@ -23,12 +24,15 @@ def open_backend(kind: BackendKind, path: str | None, settings: RuntimeSettings)
         from .stub import StubBackend
 
         return StubBackend(settings)
-    if kind == "torch":
-        raise ConfigError(
-            "backend: torch is not part of this version; llamacpp serves GGUF files, stub serves without a model"
-        )
     if path is None:
-        raise ConfigError("backend: llamacpp needs a model file; set model.path or INFERFLUX_MODEL_PATH to a GGUF file")
+        raise ConfigError(
+            f"backend: {kind} needs a model; set model.path or INFERFLUX_MODEL_PATH to a GGUF file"
+            + (", or to a folder with safetensors" if kind == "torch" else "")
+        )
+    return _open_torch(path, settings) if kind == "torch" else _open_llamacpp(path, settings)
+
+
+def _open_llamacpp(path: str, settings: RuntimeSettings) -> Backend:
     try:
         from .llamacpp import LlamaCppBackend
     except ImportError as error:
@@ -39,9 +43,23 @@ def open_backend(kind: BackendKind, path: str | None, settings: RuntimeSettings)
     return LlamaCppBackend(path, settings)
 
 
+def _open_torch(path: str, settings: RuntimeSettings) -> Backend:
+    try:
+        from .torch_engine.torch_backend import TorchBackend
+    except ImportError as error:
+        raise ConfigError(
+            f'backend: torch cannot be imported ({error}); install it with pip install "inferflux[torch]"'
+        ) from error
+    return TorchBackend(path, settings)
+
+
 def _kind_for(path: str | None) -> BackendKind:
     if path is None:
         return "stub"
     if path.lower().endswith(".gguf"):
         return "llamacpp"
-    raise ConfigError(f"model.path: no backend serves {path!r}; a GGUF file ends in .gguf")
+    if Path(path).is_dir():
+        return "torch"
+    raise ConfigError(
+        f"model.path: no backend serves {path!r}; a GGUF file ends in .gguf, a model with safetensors is a folder"
+    )

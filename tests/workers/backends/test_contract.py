@@ -1,4 +1,4 @@
-"""What the engine may expect of any backend: one suite over the stub and over llama.cpp."""
+"""What the engine may expect of any backend: one suite over the stub, llama.cpp and torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from harness.model import model_path
 
-from inferflux.config.settings import LlamaCppSettings, RuntimeSettings, SchedulerSettings, StubSettings
+from inferflux.config.settings import LlamaCppSettings, RuntimeSettings, SchedulerSettings, StubSettings, TorchSettings
 from inferflux.workers.backends.backend import Backend, Capacity, Chunk, Sample, SamplingParams
 from inferflux.workers.backends.opening import open_backend
 
@@ -16,6 +16,7 @@ GREEDY = SamplingParams(temperature=0.0)
 SETTINGS = RuntimeSettings(
     scheduler=SchedulerSettings(max_batch_size=4, max_batch_tokens=128),
     llamacpp=LlamaCppSettings(context_length=512),
+    torch=TorchSettings(context_length=512, dtype="float32"),
     stub=StubSettings(step_s=0.0, context_length=512),
 )
 TEXT = "The harbour lay quiet under the morning light, and the first boats"
@@ -62,9 +63,12 @@ class Device:
         return tokens[len(prompt) :]
 
 
-@pytest.fixture(scope="module", params=["stub", pytest.param("llamacpp", marks=pytest.mark.model)])
+REAL = [pytest.param(kind, marks=pytest.mark.model) for kind in ("llamacpp", "torch")]
+
+
+@pytest.fixture(scope="module", params=["stub", *REAL])
 def device(request: pytest.FixtureRequest) -> Iterator[Device]:
-    path = model_path() if request.param == "llamacpp" else None
+    path = None if request.param == "stub" else model_path()
     backend = open_backend(request.param, path, SETTINGS)
     yield Device(backend)
     backend.close()

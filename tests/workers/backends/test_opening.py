@@ -19,7 +19,7 @@ def test_auto_is_the_stub_without_a_model() -> None:
 @pytest.mark.parametrize(
     ("kind", "path", "message"),
     [
-        ("torch", None, "torch is not part of this version"),
+        ("torch", None, "torch needs a model; .* or to a folder with safetensors"),
         ("llamacpp", None, "INFERFLUX_MODEL_PATH"),
         ("auto", "model.bin", "no backend serves 'model.bin'"),
     ],

@@ -1,0 +1,74 @@
+"""Every family against transformers, on small models with random weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from harness.torch_model import VARIANTS, Forward, random_model
+
+from inferflux.broker.errors import ConfigError
+from inferflux.workers.backends.torch_engine.checkpoint import open_checkpoint
+
+TOKENS = [(7 * position * position + 11) % 320 for position in range(100)]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_logits_are_those_of_transformers(variant: str, tmp_path: Path) -> None:
+    model = random_model(variant, tmp_path)
+    with torch.inference_mode():
+        expected = model(torch.tensor([TOKENS])).logits[0]
+    forward = Forward(open_checkpoint(tmp_path))
+    for chunk in (0, 1, 7):
+        torch.testing.assert_close(forward.logits(TOKENS, chunk), expected, atol=2e-4, rtol=1e-4)
+
+
+def change(folder: Path, **fields: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"architectures": ["MambaForCausalLM"]}, "'MambaForCausalLM' is not served; known: LlamaForCausalLM"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"rope_parameters": {"rope_type": "longrope", "factor": 2.0}}, "rope scaling 'longrope'"),
+        ({"rope_parameters": {"rope_type": "llama3"}}, "'llama3' lacks 'factor'"),
+        ({"num_hidden_layers": "three"}, "num_hidden_layers must be a whole number, not 'three'"),
+        ({"num_hidden_layers": 4}, "lacks the tensor model.layers.3.input_layernorm.weight"),
+        ({"intermediate_size": 128}, r"gate_proj.weight has the shape \(96, 64\) instead of \(128, 64\)"),
+    ],
+)
+def test_what_cannot_be_served_is_named(tmp_path: Path, fields: dict[str, object], message: str) -> None:
+    random_model("llama", tmp_path)
+    change(tmp_path, **fields)
+    with pytest.raises(ConfigError, match=message):
+        Forward(open_checkpoint(tmp_path))
+
+
+def test_a_download_that_stopped_half_way_is_told(tmp_path: Path) -> None:
+    random_model("llama", tmp_path)
+    index = {"weight_map": {"lm_head.weight": "model-00002-of-00002.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ConfigError, match=r"lacks model-00002-of-00002\.safetensors"):
+        open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("content", [None, "no JSON", "[]"])
+def test_a_folder_without_a_readable_config_is_an_error(tmp_path: Path, content: str | None) -> None:
+    random_model("llama", tmp_path)
+    (tmp_path / "config.json").unlink()
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        open_checkpoint(tmp_path)
+
+
+def test_an_empty_folder_and_no_folder_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no \*\.safetensors"):
+        open_checkpoint(tmp_path)
+    with pytest.raises(ConfigError, match="does not exist"):
+        open_checkpoint(tmp_path / "nothing")

@@ -1,0 +1,44 @@
+"""Where a model is computed, and in which numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import psutil
+import torch
+
+from inferflux.broker.errors import ConfigError
+from inferflux.config.settings import TorchSettings
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+PROBES: dict[str, Callable[[], bool]] = {
+    "cuda": torch.cuda.is_available,
+    "mps": torch.backends.mps.is_available,
+    "cpu": lambda: True,
+}
+
+
+def choose_device(settings: TorchSettings) -> torch.device:
+    """CUDA where there is a GPU, else MPS, else the CPU. Raises ConfigError when the wanted one is not there."""
+    if settings.device == "auto":
+        return torch.device(next(kind for kind, there in PROBES.items() if there()))
+    if not PROBES[settings.device]():
+        raise ConfigError(
+            f"runtime.torch.device: torch {torch.__version__} finds no {settings.device} device here; use auto or "
+            "cpu, or install a build of torch for it"
+        )
+    return torch.device(settings.device)
+
+
+def choose_dtype(settings: TorchSettings, device: torch.device) -> torch.dtype:
+    """What weights and KV are stored in: bfloat16, except on MPS, whose reductions in it are not to be trusted."""
+    if settings.dtype != "auto":
+        return DTYPES[settings.dtype]
+    return torch.float32 if device.type == "mps" else torch.bfloat16
+
+
+def available_bytes(device: torch.device) -> int:
+    """Free memory of the device that weights and KV lie in."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)

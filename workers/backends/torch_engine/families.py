@@ -1,0 +1,146 @@
+"""The model families served: how each one's config.json is read. A family is a function and a row of the table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from inferflux.broker.errors import ConfigError
+
+from .architecture import Architecture, Rope, RopeKind
+
+Config = Mapping[str, Any]
+
+
+def read_config(config: Config, where: str) -> Architecture:
+    """The architecture that a Hugging Face config.json describes. Raises ConfigError naming what is not served."""
+    names = config.get("architectures") or []
+    name = names[0] if names else "none"
+    family = FAMILIES.get(name)
+    if family is None:
+        raise ConfigError(f"{where}: the architecture {name!r} is not served; known: {', '.join(FAMILIES)}")
+    if config.get("hidden_act", "silu") != "silu":
+        raise ConfigError(f"{where}: hidden_act {config['hidden_act']!r} is not served; only silu is")
+    for field in REQUIRED:
+        if not isinstance(config.get(field), int):
+            raise ConfigError(f"{where}: {field} must be a whole number, not {config.get(field)!r}")
+    return family(config, where)
+
+
+def llama(config: Config, where: str) -> Architecture:
+    """Llama, SmolLM and what else is built like them."""
+    biased = bool(config.get("attention_bias", False))
+    return _decoder(
+        config,
+        where,
+        family="llama",
+        qkv_bias=biased,
+        output_bias=biased,
+        feed_forward_bias=bool(config.get("mlp_bias", False)),
+        windows=(None,) * config["num_hidden_layers"],
+    )
+
+
+def mistral(config: Config, where: str) -> Architecture:
+    """Llama with a sliding window in every layer, where the config names one."""
+    windows = (config.get("sliding_window"),) * config["num_hidden_layers"]
+    return _decoder(config, where, family="mistral", windows=windows)
+
+
+def qwen2(config: Config, where: str) -> Architecture:
+    """Biases on queries, keys and values; a sliding window in the upper layers when it is switched on."""
+    return _decoder(config, where, family="qwen2", qkv_bias=True, windows=_upper_windows(config))
+
+
+def qwen3(config: Config, where: str) -> Architecture:
+    """Each head's queries and keys are normalized before they are rotated."""
+    biased = bool(config.get("attention_bias", False))
+    return _decoder(
+        config,
+        where,
+        family="qwen3",
+        qkv_bias=biased,
+        output_bias=biased,
+        normalizes_heads=True,
+        windows=_upper_windows(config),
+    )
+
+
+FAMILIES: dict[str, Callable[[Config, str], Architecture]] = {
+    "LlamaForCausalLM": llama,
+    "MistralForCausalLM": mistral,
+    "Qwen2ForCausalLM": qwen2,
+    "Qwen3ForCausalLM": qwen3,
+}
+STRETCHES: dict[str, RopeKind] = {"linear": "linear", "llama3": "llama3", "yarn": "yarn"}
+REQUIRED = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+)
+
+
+def _decoder(config: Config, where: str, **of_family: Any) -> Architecture:
+    num_heads = config["num_attention_heads"]
+    return Architecture(
+        vocab_size=config["vocab_size"],
+        hidden_size=config["hidden_size"],
+        feed_forward_size=config["intermediate_size"],
+        num_layers=config["num_hidden_layers"],
+        num_heads=num_heads,
+        num_kv_heads=config.get("num_key_value_heads") or num_heads,
+        head_size=config.get("head_dim") or config["hidden_size"] // num_heads,
+        trained_length=config["max_position_embeddings"],
+        norm_epsilon=config.get("rms_norm_eps", 1e-6),
+        rope=_rope(config, where),
+        ties_embeddings=bool(config.get("tie_word_embeddings", False)),
+        **of_family,
+    )
+
+
+def _upper_windows(config: Config) -> tuple[int | None, ...]:
+    num_layers: int = config["num_hidden_layers"]
+    window: int | None = config.get("sliding_window")
+    if not config.get("use_sliding_window", False):
+        return (None,) * num_layers
+    kinds = config.get("layer_types")
+    if kinds is None:
+        first = config.get("max_window_layers", 28)
+        kinds = ["sliding_attention" if layer >= first else "full_attention" for layer in range(num_layers)]
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+
+
+def _rope(config: Config, where: str) -> Rope:
+    """Of `rope_parameters`, or of the older `rope_theta` and `rope_scaling`.
+
+    Dynamic scaling begins beyond the trained length, which no sequence here passes: up to there it is the default.
+    """
+    scaling = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    theta = float(scaling.get("rope_theta") or config.get("rope_theta") or 10_000.0)
+    kind: str = scaling.get("rope_type") or scaling.get("type") or "default"
+    if float(scaling.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0) != 1.0:
+        raise ConfigError(f"{where}: partial_rotary_factor is not served for this family")
+    if kind in ("default", "dynamic"):
+        return Rope(theta=theta)
+    if kind not in STRETCHES:
+        raise ConfigError(
+            f"{where}: rope scaling {kind!r} is not served; known: default, dynamic, linear, llama3, yarn"
+        )
+    try:
+        return Rope(
+            theta=theta,
+            kind=STRETCHES[kind],
+            factor=float(scaling["factor"]),
+            original_length=scaling.get("original_max_position_embeddings") or config["max_position_embeddings"],
+            low_freq_factor=float(scaling.get("low_freq_factor", 1.0)),
+            high_freq_factor=float(scaling.get("high_freq_factor", 4.0)),
+            beta_fast=float(scaling.get("beta_fast") or 32.0),
+            beta_slow=float(scaling.get("beta_slow") or 1.0),
+            attention_factor=scaling.get("attention_factor"),
+            truncate=bool(scaling.get("truncate", True)),
+        )
+    except KeyError as error:
+        raise ConfigError(f"{where}: rope scaling {kind!r} lacks {error.args[0]!r}") from error

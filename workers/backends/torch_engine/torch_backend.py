@@ -1,0 +1,160 @@
+"""The torch backend: a paged decoder on the CPU, a GPU or MPS."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from inferflux.config.logs import get_logger
+from inferflux.config.settings import RuntimeSettings
+
+from ..backend import Capacity, Chunk, Sample, Tokenizer
+from ..cores import num_physical_cores
+from .checkpoint import open_checkpoint
+from .choosing import choose_operations
+from .decoder import Decoder
+from .device import available_bytes, choose_device, choose_dtype
+from .exchange import Exchange, NoExchange
+from .kv_pages import KVPages
+from .sampler import Sampler
+from .shard import Shard
+from .sizing import size_kv
+from .slots import Slots
+from .step import make_step
+from .weights import WeightReader
+
+log = get_logger("torch")
+
+
+class TorchBackend:
+    """Pages are tensors that every slot can read; a sequence's block table says which are its own."""
+
+    name = "torch"
+
+    def __init__(
+        self, path: str, settings: RuntimeSettings, shard: Shard | None = None, exchange: Exchange | None = None
+    ) -> None:
+        self.progress = 0.0
+        self._path = Path(path)
+        self._settings = settings
+        self._shard = shard or Shard()
+        self._exchange = exchange or NoExchange()
+        self._sampler = Sampler()
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self._tokenizer
+
+    def start(self) -> Capacity:
+        settings = self._settings
+        torch.set_num_threads(settings.torch.threads or num_physical_cores())
+        self._device = device = choose_device(settings.torch)
+        dtype = choose_dtype(settings.torch, device)
+        checkpoint = open_checkpoint(self._path)
+        whole = checkpoint.architecture
+        local = self._shard.local(whole)
+        self._tokenizer = checkpoint.tokenizer()
+        operations = choose_operations(device, dtype, local, settings.paged_kv.page_size)
+        weights = WeightReader(checkpoint, operations, self._shard, device, dtype).read(self._loaded)
+        page_size = settings.paged_kv.page_size
+        page_bytes = operations.make_pages(1, page_size, local).num_bytes * whole.num_layers
+        size = size_kv(settings, whole.trained_length, page_bytes, available_bytes(device))
+        self._decoder = Decoder(local, weights, operations, self._exchange, size.context_length, device)
+        self._pages = KVPages(self._decoder.make_pages, size.num_pages, page_size)
+        num_slots = settings.scheduler.max_batch_size
+        self._slots = Slots(num_slots, self._pages)
+        self._max_batch_tokens = max(settings.scheduler.max_batch_tokens, num_slots)
+        log.info(
+            "model loaded",
+            path=str(self._path),
+            family=whole.family,
+            device=str(device),
+            dtype=str(dtype).removeprefix("torch."),
+            operations=operations.name,
+            pages=size.num_pages,
+            kv_mib=self._pages.num_bytes >> 20,
+            threads=torch.get_num_threads(),
+        )
+        return Capacity(
+            num_pages=size.num_pages,
+            page_size=page_size,
+            max_sequences=num_slots,
+            max_batch_tokens=self._max_batch_tokens,
+            context_length=size.context_length,
+            vocab_size=whole.vocab_size,
+            embedding_size=whole.hidden_size,
+            fingerprint=f"{checkpoint.digest()}/{dtype}/{operations.name}/torch {torch.__version__}",
+            pages_shared=True,
+            hardware="cpu" if device.type == "cpu" else "gpu",
+            model_bytes=weights.num_bytes,
+            kv_bytes=self._pages.num_bytes,
+        )
+
+    @torch.inference_mode()
+    def run(self, batch: Sequence[Chunk]) -> list[Sample]:
+        samples = [Sample()] * len(batch)
+        generating = [index for index, chunk in enumerate(batch) if not chunk.embed]
+        if generating:
+            self._generate(batch, generating, samples)
+        for index, chunk in enumerate(batch):
+            if chunk.embed:
+                samples[index] = self._embed(chunk)
+        return samples
+
+    def fork(self, source: int, target: int, num_tokens: int) -> None:
+        self._slots.give(target, self._slots.content(source, num_tokens), num_tokens)
+
+    def trim(self, slot: int, num_tokens: int) -> None:
+        self._slots.trim(slot, num_tokens)
+
+    def save(self, slot: int, num_tokens: int) -> bytes:
+        return self._slots.content(slot, num_tokens).numpy().tobytes()
+
+    def load(self, slot: int, data: bytes, num_tokens: int) -> bool:
+        content = self._pages.parse(data)
+        if content is None or content.shape[1] * self._pages.page_size < num_tokens:
+            self.trim(slot, 0)
+            return False
+        self._slots.give(slot, content, num_tokens)
+        return True
+
+    def num_computed(self, slot: int) -> int:
+        return self._slots[slot].num_tokens
+
+    def close(self) -> None:
+        """Let go of weights and pages."""
+        for name in ("_decoder", "_pages", "_slots"):
+            self.__dict__.pop(name, None)
+
+    def _loaded(self, progress: float) -> None:
+        self.progress = progress
+
+    def _generate(self, batch: Sequence[Chunk], order: Sequence[int], samples: list[Sample]) -> None:
+        chunks = [batch[index] for index in order]
+        for chunk in chunks:
+            self._slots.enter(chunk.slot, chunk.block_table, chunk.start + len(chunk.tokens))
+        step = make_step(chunks, self._pages.page_size, self._device)
+        hidden = self._decoder.hidden(step, self._pages.layers)
+        drawing = [index for index in order if batch[index].sampling is not None]
+        if not drawing:
+            return
+        logits = self._decoder.logits(hidden[step.outputs])
+        for index, sample in zip(drawing, self._sampler.sample(logits, [batch[each] for each in drawing]), strict=True):
+            samples[index] = sample
+
+    def _embed(self, chunk: Chunk) -> Sample:
+        """Mean of the last states, of unit length. The prompt is computed in pages of its own, which go afterwards."""
+        page_size = self._pages.page_size
+        num_pages = -(-len(chunk.tokens) // page_size)
+        pages = self._decoder.make_pages(num_pages, page_size)
+        total = torch.zeros((), dtype=torch.float64)
+        for start in range(0, len(chunk.tokens), self._max_batch_tokens):
+            tokens = chunk.tokens[start : start + self._max_batch_tokens]
+            part = Chunk(slot=chunk.slot, start=start, tokens=tokens, block_table=range(num_pages))
+            hidden = self._decoder.hidden(make_step([part], page_size, self._device), pages)
+            total = total + hidden.sum(0, dtype=torch.float64).cpu()
+        self._slots.trim(chunk.slot, chunk.start + len(chunk.tokens))
+        norm = float(total.norm())
+        return Sample(embedding=tuple((total / norm if norm else total).tolist()))
