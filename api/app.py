@@ -58,6 +58,7 @@ class Parts:
         self.control = control
         self.metrics = Metrics()
         self.auditor = Auditor(control.audit)
+from .throttle import Throttle, add_headers
         self.anchorage = Anchorage(control.audit, Anchors(broker), self.metrics.policy)
         self.follower = FleetFollower(broker)
         self.relay = Relay(broker, identity.owner)
@@ -77,7 +78,8 @@ class Parts:
         )
         self.sweeper = Sweeper(settings.queue, broker, stamper, self.follower, self.canceller, self.metrics.api)
         self.queues = Queues(broker, stamper, self.canceller)
-        self.gateway = Gateway(settings, served, self.dispatcher)
+        throttle = Throttle(broker, control.limits, self.metrics.api)
+        self.gateway = Gateway(settings, served, throttle, self.dispatcher)
         self.resumption = Resumption(broker, identity, self.gateway)
         self.model_store = ModelStore(control.store)
         self.poller = RegistryPoller(

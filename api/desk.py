@@ -21,13 +21,18 @@ MAX_TRACEPARENT = 128
 
 
 class Draft(msgspec.Struct, frozen=True):
-    """A prompt before it is published; published twice, anywhere, it is stored once. `salt` is its tenant's."""
+    """A prompt before it is published; published twice, anywhere, it is stored once. `salt` is its tenant's. One that
+    is not `headed` is no other replica's business; `deadline_s` is when it is too late to start it, in Unix time.
+    `key_id` names the API key it came with."""
 
     key: RequestKey
     lane: Lane
     ask: Ask
     created_s: float
     salt: str
+    deadline_s: float | None = None
+    headed: bool = True
+    key_id: str | None = None
 
 
 class Desk:
@@ -42,13 +47,15 @@ class Desk:
     async def publish(self, draft: Draft, given: Mapping[str, str]) -> Receipt:
         """Store the prompt, and leave a head on its tape for other replicas. Raises BrokerError."""
         key, lane, ask = draft.key, draft.lane, draft.ask
-        deadline_s = draft.created_s + self._settings.queue.queue_timeout_s
+        deadline_s = draft.deadline_s or draft.created_s + self._settings.queue.queue_timeout_s
         prompt = ask.build(key.request, draft.created_s, deadline_s)
-        body = encode(prompt)
+        body = encode(msgspec.structs.replace(prompt, key=draft.key_id))
         headers = self._headers(draft, body, deadline_s, given)
         if (prefix := prefix_digest(prompt, draft.salt)) is not None:
             headers[HEADER_PREFIX] = prefix
         receipt = await self._broker.publish_prompt(lane, body, msg_id=key.request, headers=headers)
+        if not draft.headed:
+            return receipt
         # Nobody waits for it: a head that is lost costs other replicas the stream, and nothing else.
         self._broker.send_head(
             key,

@@ -58,6 +58,7 @@ class Arrival(msgspec.Struct, frozen=True):
     lane: Lane
     headers: Mapping[str, str]
     started_s: float
+    key_id: str | None
 
 
 class Dispatcher:
@@ -92,19 +93,21 @@ class Dispatcher:
     def num_open(self) -> int:
         return len(self._open)
 
-    async def submit(self, tenant: Tenant, model: ModelEntry, ask: Ask, headers: Mapping[str, str]) -> Exchange:
+    async def submit(
+        self, tenant: Tenant, model: ModelEntry, ask: Ask, headers: Mapping[str, str], *, key_id: str | None = None
+    ) -> Exchange:
         """Admit, stamp and store a prompt, or join the one that runs under the same idempotency key.
 
         Raises RequestError, FailureError or BrokerError; then nothing was started.
         """
         self._refuse_when_leaving()
         lane = Lane(model.id, service_class(ask.tier, tenant), tenant.id)
-        arrival = Arrival(tenant, model, ask, lane, headers, time.monotonic())
+        arrival = Arrival(tenant, model, ask, lane, headers, time.monotonic(), key_id)
         name = header(headers)
         if name is not None:
             return await self._once(arrival, name)
         resumable = headers.get(RESUMABLE_HEADER, "").lower() in ("true", "1")
-        draft = Draft(self._desk.identity.new_key(tenant.id), lane, ask, time.time(), tenant.salt)
+        draft = Draft(self._desk.identity.new_key(tenant.id), lane, ask, time.time(), tenant.salt, key_id=key_id)
         _, exchange = await self._start(arrival, draft, resumable=resumable)
         return exchange
 
@@ -177,7 +180,8 @@ class Dispatcher:
         return self._opened(self._ticket(arrival, draft, seq, resumable=True), stream, arrival.started_s)
 
     def _draft(self, arrival: Arrival, slot: Slot) -> Draft:
-        return Draft(key_of(slot.record.request), arrival.lane, arrival.ask, slot.record.created, arrival.tenant.salt)
+        key, created_s = key_of(slot.record.request), slot.record.created
+        return Draft(key, arrival.lane, arrival.ask, created_s, arrival.tenant.salt, key_id=arrival.key_id)
 
     async def _start(self, arrival: Arrival, draft: Draft, *, resumable: bool) -> tuple[Receipt, Exchange]:
         tenant = arrival.tenant

@@ -22,6 +22,7 @@ from .events import Events
 from .exchange import GONE, ClientGone, Exchange
 from .problems import FailureError, respond
 from .stream import EventStream
+from .throttle import Throttle
 
 Watch = Callable[[], Awaitable[Any]]
 R = TypeVar("R", bound=msgspec.Struct)
@@ -33,9 +34,10 @@ JSON_TYPES = ("", "application/json")
 class Gateway:
     """Owns no request: exchanges live in the dispatcher. `started` is Unix time."""
 
-    def __init__(self, settings: Settings, models: Models, dispatcher: Dispatcher) -> None:
+    def __init__(self, settings: Settings, models: Models, throttle: Throttle, dispatcher: Dispatcher) -> None:
         self.settings = settings
         self.models = models
+        self.throttle = throttle
         self.dispatcher = dispatcher
         self.started = int(time.time())
 
@@ -52,7 +54,8 @@ class Gateway:
         """Accept a request, or join it. Raises RequestError, FailureError or BrokerError."""
         principal = principal_of(request)
         entry = usable_model(self.models, ask.model, principal)
-        exchange = await self.dispatcher.submit(principal.tenant, entry, ask, request.headers)
+        await self.throttle.admit(principal, request.scope)
+        exchange = await self.dispatcher.submit(principal.tenant, entry, ask, request.headers, key_id=principal.key_id)
         exchange.watch(request.receive)
         return exchange
 

@@ -42,6 +42,10 @@ class Code(StrEnum):
     UNSUPPORTED_MEDIA_TYPE = "unsupported_media_type"
     IDEMPOTENCY_CONFLICT = "idempotency_conflict"
     RATE_LIMIT_EXCEEDED = "rate_limit_exceeded"
+    INSUFFICIENT_QUOTA = "insufficient_quota"
+    QUOTA_EXCEEDED = "quota_exceeded"
+    STORAGE_FULL = "storage_full"
+    CONFLICT = "conflict"
     QUEUE_FULL = "queue_full"
     CONTENT_FILTER = "content_filter"
     CANCELLED = "cancelled"
@@ -49,6 +53,7 @@ class Code(StrEnum):
     TAPE_FULL = "tape_full"
     BROKER_UNAVAILABLE = "broker_unavailable"
     DRAINING = "draining"
+    IDENTITY_UNAVAILABLE = "identity_unavailable"
     AUDIT_UNAVAILABLE = "audit_unavailable"
     GUARDRAIL_UNAVAILABLE = "guardrail_unavailable"
     NO_BACKEND = "no_backend"
@@ -86,7 +91,11 @@ HTTP_ERRORS: dict[Code, HttpError] = {
     Code.UNSUPPORTED_MEDIA_TYPE: HttpError(415, "invalid_request_error"),
     Code.IDEMPOTENCY_CONFLICT: HttpError(422, "invalid_request_error"),
     Code.RATE_LIMIT_EXCEEDED: HttpError(429, "rate_limit_error"),
+    Code.INSUFFICIENT_QUOTA: HttpError(429, "insufficient_quota"),
     Code.QUEUE_FULL: HttpError(429, "rate_limit_error"),
+    Code.QUOTA_EXCEEDED: HttpError(403, "permission_error"),
+    Code.CONFLICT: HttpError(409, "invalid_request_error"),
+    Code.STORAGE_FULL: HttpError(507, "server_error"),
     Code.CANCELLED: HttpError(499, "request_cancelled"),
     Code.ENGINE_ERROR: HttpError(500, "server_error"),
     Code.INTERNAL_ERROR: HttpError(500, "server_error"),
@@ -96,6 +105,7 @@ HTTP_ERRORS: dict[Code, HttpError] = {
     Code.TAPE_FULL: HttpError(503, "overloaded_error"),
     Code.BROKER_UNAVAILABLE: HttpError(503, "overloaded_error"),
     Code.DRAINING: HttpError(503, "overloaded_error"),
+    Code.IDENTITY_UNAVAILABLE: HttpError(503, "overloaded_error"),
     Code.AUDIT_UNAVAILABLE: HttpError(503, "overloaded_error"),
     Code.GUARDRAIL_UNAVAILABLE: HttpError(503, "overloaded_error"),
     Code.NO_BACKEND: HttpError(503, "overloaded_error"),
@@ -111,7 +121,9 @@ DENIALS = frozenset(
         Code.CLASS_NOT_ALLOWED,
         Code.MODEL_NOT_ALLOWED,
         Code.RATE_LIMIT_EXCEEDED,
+        Code.INSUFFICIENT_QUOTA,
         Code.GUARDRAIL_UNAVAILABLE,
+        Code.IDENTITY_UNAVAILABLE,
     }
 )
 """Codes that say that somebody was refused: each goes into the audit log."""

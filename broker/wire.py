@@ -44,10 +44,12 @@ class Prompt(Wire, frozen=True, kw_only=True, tag_field="type"):
     """What the queue holds: fields common to every kind of request.
 
     `id` is chosen by the publisher, unique for its owner, and may be encoded as a subject token.
-    `deadline` is the latest time at which a worker may start; after it the answer is `queue_timeout`.
+    `deadline` is the latest time at which a worker may start; after it the answer is `queue_timeout`. `key` names the
+    API key that the request came with; it counts in stamped messages only.
     """
 
     id: Annotated[str, Meta(min_length=1, max_length=128)]
+    key: Annotated[str, Meta(max_length=2048)] | None = None
     created: float = 0.0
     deadline: float | None = None
 
@@ -390,6 +392,33 @@ class ModelRegistry(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True)
     default: str | None = None
     changes: dict[str, ModelChange] = {}
     file: FileMark | None = None
+
+
+NumAllowed = Annotated[int, Meta(ge=0, le=2**53)]
+"""How many of something; 0 is as many as one likes."""
+
+
+class RateLimit(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a key or a tenant may use up in a minute; None leaves it to what is said of all."""
+
+    requests_per_minute: NumAllowed | None = None
+    tokens_per_minute: NumAllowed | None = None
+
+
+class TenantLimit(RateLimit, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a tenant may use up, over all its keys and what it publishes itself."""
+
+    tokens_per_month: NumAllowed | None = None
+
+
+class Limits(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Limits that operators set while the fleet runs: of every key, of every tenant, and of those named. The value of
+    `policy` `limits`."""
+
+    key: RateLimit = RateLimit()
+    tenant: TenantLimit = TenantLimit()
+    keys: dict[str, RateLimit] = {}
+    tenants: dict[str, TenantLimit] = {}
 
 
 class ApiKey(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -88,6 +88,12 @@ class ApiMetrics:
             ("model", "service_class", "tenant"),
             registry=registry,
         )
+        self.limit_refusals = Counter(
+            "inferflux_limit_refusals",
+            "Requests that this replica refused because a limit of their key or tenant was used up, by error code.",
+            ("code",),
+            registry=registry,
+        )
         self.dead_letters = Gauge(
             "inferflux_dead_letters", "Requests that were given up and are kept.", registry=registry
         )
@@ -236,6 +242,12 @@ class WorkerMetrics:
             "From a request's first token to its last.",
             model,
             buckets=_REQUEST_S,
+            registry=registry,
+        )
+        self.limit_refusals = Counter(
+            "inferflux_limit_refusals",
+            "Prompts that did not fit into what is left of a limit of their key or tenant, by error code.",
+            ("code",),
             registry=registry,
         )
         self.step_time = Histogram(

@@ -10,6 +10,7 @@ from inferflux.config.settings import Settings
 
 from .fairness import FairnessFollower
 from .identities import follow_identities
+from .limits import LimitBook
 from .store import Follower, PolicyStore
 from .tenants import Tenants
 
@@ -26,6 +27,8 @@ class Control:
         self.identities = Follower(store, BUCKET_TENANTS)
         self.fairness = FairnessFollower(tenants, settings.fairness.min_share)
         self.fairness.follow(self.policy, store)
+        self.limits = LimitBook(settings.auth)
+        self.limits.follow(self.policy, store)
         follow_identities(self.identities, tenants)
         self._tasks: list[asyncio.Task[None]] = []
 

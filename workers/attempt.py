@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import time
 from typing import Literal
@@ -12,12 +13,14 @@ import msgspec
 from inferflux.broker.broker import Broker, Delivery
 from inferflux.broker.errors import BrokerError, BrokerUnavailable, ClaimLost, Code, MessageTooLarge, RequestError
 from inferflux.broker.subjects import RequestKey
-from inferflux.broker.wire import AnyPrompt, CompletionPrompt, Failure, failure
+from inferflux.broker.wire import AnyPrompt, CompletionPrompt, Failure, Usage, failure
 from inferflux.config.logs import get_logger
 from inferflux.config.settings import Settings
 from inferflux.registry.deadletters import DeadLetters
+from inferflux.registry.limits import LimitBook
 
 from .answer import Answer, End, Label, cancelled
+from .bill import Bill
 from .claims import RETRY_S, Claims
 from .engine.job import Job
 from .host import ModelHost
@@ -47,7 +50,9 @@ class Task(msgspec.Struct, frozen=True):
 class Attempt:
     """Runs a task to its end. `seq` is the claim's sequence in the tape, and so the attempt's number; 0 before."""
 
-    def __init__(self, task: Task, host: ModelHost, broker: Broker, settings: Settings, worker: str) -> None:
+    def __init__(
+        self, task: Task, host: ModelHost, broker: Broker, settings: Settings, worker: str, limits: LimitBook
+    ) -> None:
         self.task = task
         self.key = task.key
         self.delivery = task.delivery
@@ -56,6 +61,7 @@ class Attempt:
         self.outbox = Outbox(broker, task.key, settings.tape, time.monotonic, self._refused)
         self.answer: Answer | None = None
         self._claims = Claims(broker, task.key, worker, task.delivery.seq)
+        self._bill = Bill(broker, limits, task.key, task.delivery, task.prompt)
         self.host = host
         self._broker = broker
         self._settings = settings
@@ -156,10 +162,12 @@ class Attempt:
                 expected, claim = last
                 if claim.state == "cancelled":
                     await self._confirm_cancel(expected)
+                    await self._settle_found(None)
                     return None
                 if claim.prompt not in (0, self.delivery.seq):
                     log.warning("request id in use", request=self.key.request, owner=self.key.owner)
                     self.outcome = "joined"
+                    await self._bill.settle(None)
                     return None
                 self.num_attempts = claim.num_attempts + (claim.state == "running")
             try:
@@ -169,6 +177,7 @@ class Attempt:
             break
         replay = Replay(await self._broker.read_tape(self.key), self.task.seal)
         if replay.terminal is not None:
+            await self._settle_found(replay.terminal.usage)
             log.info("answered already", request=self.key.request, attempt=self.seq)
             return None
         return replay
@@ -184,6 +193,7 @@ class Attempt:
         jobs: list[Job] = []
         try:
             jobs = await self._prepare(replay)
+            await self._bill.reserve(jobs, begun=replay.begun)
         except RequestError as reason:
             error = failure(reason.code, reason.message, param=reason.param, retry_after_s=reason.retry_after_s)
         label = Label(self.host.model, self.host.backend)
@@ -213,7 +223,11 @@ class Attempt:
             )
         if prompt.deadline is not None and time.time() > prompt.deadline and not replay.begun:
             raise RequestError(Code.QUEUE_TIMEOUT, "the request waited longer than its deadline allows")
-        lane = self.delivery.lane
+        jobs = await self._jobs(prompt)
+        return [msgspec.structs.replace(job, resumed=replay.choice(job.choice).tokens) for job in jobs]
+
+    async def _jobs(self, prompt: AnyPrompt) -> list[Job]:
+        task, lane = self.task, self.delivery.lane
         template = Job(
             request=self.name,
             choice=0,
@@ -235,8 +249,7 @@ class Attempt:
             )
 
         inline = len(self.delivery.body) <= INLINE_BYTES
-        jobs = work() if inline else await asyncio.to_thread(work)
-        return [msgspec.structs.replace(job, resumed=replay.choice(job.choice).tokens) for job in jobs]
+        return work() if inline else await asyncio.to_thread(work)
 
     async def _close(self, how: End) -> bool:
         """End the request on the tape, then remove the prompt. A lost claim leaves both to its new owner."""
@@ -257,8 +270,29 @@ class Attempt:
                     await self._finish(self.answer)
         except ClaimLost:
             return await self._yield_claim()
+        await self._settle()
         await self.delivery.ack()
         return True
+
+    async def _settle(self) -> None:
+        """Once the end is told: a crash in between leaves it to the next attempt, which finds the end on the tape."""
+        if self.delivery.num_delivered > 1 and not self._bill.num_reserved:
+            # It ended before it could reserve, as one that is given up does.
+            await self._settle_found(None)
+            return
+        answer = self.answer
+        usage = None if answer is None else answer.usage
+        finished = answer is not None and answer.ended.done() and answer.ended.result() is End.FINISHED
+        await self._bill.settle(usage if usage is not None and (usage.completion_tokens or finished) else None)
+
+    async def _settle_found(self, usage: Usage | None) -> None:
+        """An earlier attempt told the end, or was cancelled, and may have been killed before it settled. What it has
+        reserved is not known: reserving again takes nothing that was taken already."""
+        prompt = self.task.prompt
+        if prompt is not None and self._bill.is_limited:
+            with contextlib.suppress(RequestError):
+                await self._bill.reserve(await self._jobs(prompt), begun=True)
+        await self._bill.settle(usage)
 
     async def _finish(self, answer: Answer) -> None:
         try:
@@ -294,6 +328,7 @@ class Attempt:
     async def _yield_claim(self) -> bool:
         last = await self._claims.last()
         if last is not None and last[1].state == "cancelled":
+            await self._settle()
             await self.delivery.ack()
             return True
         if last is None:

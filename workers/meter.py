@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 
 from prometheus_client import Gauge
 
+from inferflux.broker.errors import Code
 from inferflux.config.metrics import WorkerMetrics
 
 from .attempt import Attempt
@@ -15,6 +16,8 @@ from .engine.job import EngineStats
 from .engine.offload import OffloadStats
 from .host import ModelHost
 from .mount import Mount
+
+LIMIT_CODES = (Code.RATE_LIMIT_EXCEEDED, Code.INSUFFICIENT_QUOTA)
 
 
 class Meter:
