@@ -45,6 +45,7 @@ from .routes import admin, api_keys, dead, documents, fairness, generation, heal
 from .routes.audit import list_heads
 from .status import Metrics, Status
 from .sweeper import Sweeper
+from .throttle import Throttle, add_headers
 from .vigil import Vigil
 
 
@@ -58,7 +59,6 @@ class Parts:
         self.control = control
         self.metrics = Metrics()
         self.auditor = Auditor(control.audit)
-from .throttle import Throttle, add_headers
         self.anchorage = Anchorage(control.audit, Anchors(broker), self.metrics.policy)
         self.follower = FleetFollower(broker)
         self.relay = Relay(broker, identity.owner)
