@@ -9,6 +9,7 @@ import typer
 from inferflux.config.errors import ConfigError, InferFluxError
 
 from . import admin, audit, queue
+from .backup import backup, restore
 from .chat import chat
 from .completion import completion
 from .configuration import config
@@ -43,6 +44,8 @@ for command, panel in (
     (status, _OPERATE),
     (fleet, _OPERATE),
     (top, _OPERATE),
+    (backup, _OPERATE),
+    (restore, _OPERATE),
     (doctor, _CARE),
     (pull, _CARE),
     (config, _CARE),
