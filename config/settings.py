@@ -218,8 +218,10 @@ class StubSettings(Section, frozen=True, kw_only=True):
 
 
 class RuntimeSettings(Section, frozen=True, kw_only=True):
-    """The engine and its backends."""
+    """The engine and its backends. A request's tokens leave `frame_interval_s` apart at least; what came in between
+    travels together."""
 
+    frame_interval_s: Seconds = 0.02
     scheduler: SchedulerSettings = SchedulerSettings()
     paged_kv: PagedKVSettings = PagedKVSettings()
     llamacpp: LlamaCppSettings = LlamaCppSettings()

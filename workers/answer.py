@@ -96,6 +96,8 @@ class Answer:
         self._last: Frame | None = None
         self._broken: Failure | None = None
         self._echo: Mapping[int, str] = {}
+        self._sent_s = 0.0
+        self._is_urgent = True
         self._choices = {job.choice: Choice(job, replay.choice(job.choice).finished, seal) for job in jobs}
         self.num_open = sum(not choice.finished for choice in self._choices.values())
 
@@ -147,11 +149,18 @@ class Answer:
             return
         if update.error is not None:
             self._broken = update.error
+            self._is_urgent = True
             return
         self._choices[update.choice].push(update)
+        self._is_urgent |= update.finish_reason is not None
         self.num_generated += len(update.tokens)
         if self.first_token_s is None:
             self.first_token_s = time.monotonic()
+
+    def due_s(self, interval_s: float) -> float:
+        """When what has come should leave, on the monotonic clock: the first token and every end at once, the rest
+        `interval_s` after the frame before it."""
+        return 0.0 if self._is_urgent else self._sent_s + interval_s
 
     def flush(self) -> None:
         """Send one frame for each choice that something came for, once the answer has begun."""
@@ -160,6 +169,7 @@ class Answer:
         for choice in self._choices.values():
             if not choice.updates:
                 continue
+            self._sent_s, self._is_urgent = time.monotonic(), False
             frame = self._frame(choice)
             self.num_open -= choice.finished
             if self.num_open:

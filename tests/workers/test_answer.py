@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -158,3 +159,15 @@ async def test_frames_wait_for_the_claim() -> None:
     (frame,) = script.frames
     assert (frame.attempt, frame.text) == (9, "<5><6>")
     assert SEAL.unseal(frame) == (5, 6)
+
+
+async def test_first_token_and_end_leave_at_once_and_the_rest_at_intervals() -> None:
+    script = Script()
+    script.step(11)
+    assert script.answer.due_s(0.02) == 0.0
+    before_s = time.monotonic()
+    script.answer.flush()
+    script.step(12, index=1)
+    assert before_s + 0.02 <= script.answer.due_s(0.02) <= time.monotonic() + 0.02
+    script.step(13, index=2, finish_reason="stop")
+    assert script.answer.due_s(0.02) == 0.0

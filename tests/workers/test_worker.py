@@ -538,3 +538,17 @@ async def test_a_higher_class_takes_a_batch_slot_and_batch_goes_on_where_it_was(
         assert [frame.index for frame in frames if frame.num_tokens] == [0, *ends[:-1]]
     assert fleet.workers[0][0].hosts[0].stats().num_preemptions == 1
     await fleet.wait_until_empty()
+
+
+async def test_quick_tokens_travel_together_and_each_keeps_its_piece() -> None:
+    fleet = Fleet(settings(step_s=0.002))
+    await fleet.listen("t-acme")
+    fleet.start_worker()
+    try:
+        await fleet.publish("quick", max_tokens=40, ignore_eos=True)
+        frames = await fleet.frames("quick")
+        assert 1 < len(frames) < 20
+        assert sum(frame.num_tokens for frame in frames) == 40
+        assert all(len(frame.pieces or "x") == frame.num_tokens for frame in frames)
+    finally:
+        await fleet.stop()
