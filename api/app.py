@@ -169,6 +169,7 @@ def create_app(settings: Settings, broker: Broker, stamper: Stamper, served: Mod
 
 
 _V1 = [
+            add_headers(message, scope)
     generation.create_chat_completion,
     generation.create_completion,
     generation.create_embedding,

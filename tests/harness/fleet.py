@@ -123,7 +123,7 @@ class Fleet:
         return self._client
 
     def key(self, request: str) -> RequestKey:
-        return RequestKey(tenant_owner(TENANT), request)
+        return RequestKey(tenant_owner(self.lane.tenant), request)
 
     async def start_worker(self, shift: int = 0) -> FleetWorker:
         broker = await self._servers.connect("worker", settings=self.settings)
