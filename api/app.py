@@ -16,6 +16,7 @@ from inferflux.broker.broker import Broker
 from inferflux.broker.stamp import Stamper
 from inferflux.config.settings import Settings
 from inferflux.registry.audit import Anchorage, Anchors
+from inferflux.registry.cache import CacheStore
 from inferflux.registry.control import Control
 from inferflux.registry.deadletters import DeadLetters
 from inferflux.registry.fairness import FairnessStore
@@ -42,7 +43,10 @@ from .readers import Readers
 from .relay import Relay
 from .resumption import Resumption
 from .routes import admin, api_keys, dead, documents, fairness, generation, health, models, queue, streams, tenants
+from .routes.admin_models import MODEL_ROUTES
 from .routes.audit import list_heads
+from .routes.cache import CACHE_ROUTES
+from .routes.routing import ROUTING_ROUTES
 from .status import Metrics, Status
 from .sweeper import Sweeper
 from .throttle import Throttle, add_headers
@@ -130,6 +134,7 @@ def create_app(settings: Settings, broker: Broker, stamper: Stamper, served: Mod
         if message["type"] == "http.response.start":
             _count(parts.metrics, message["status"], scope)
             parts.auditor.answered(message["status"], scope)
+            add_headers(message, scope)
             if parts.dispatcher.draining:
                 # A client that kept this connection would come back to a replica that is gone.
                 message["headers"] = [*message["headers"], (b"connection", b"close")]
@@ -147,6 +152,9 @@ def create_app(settings: Settings, broker: Broker, stamper: Stamper, served: Mod
             "gateway": _provide(parts.gateway),
             "resumption": _provide(parts.resumption),
             "status": _provide(parts.status),
+            "model_store": _provide(parts.model_store),
+            "cache_store": _provide(CacheStore(control.store)),
+            "poller": _provide(parts.poller),
             "fleet": _provide(parts.follower.fleet),
             "queues": _provide(parts.queues),
             "anchors": _provide(Anchors(broker)),
@@ -169,7 +177,6 @@ def create_app(settings: Settings, broker: Broker, stamper: Stamper, served: Mod
 
 
 _V1 = [
-            add_headers(message, scope)
     generation.create_chat_completion,
     generation.create_completion,
     generation.create_embedding,
@@ -188,6 +195,9 @@ _ADMIN = [
     dead.drop_dead,
     fairness.get_fairness,
     fairness.change_fairness,
+    *MODEL_ROUTES,
+    *ROUTING_ROUTES,
+    *CACHE_ROUTES,
     api_keys.list_api_keys,
     api_keys.create_api_key,
     api_keys.revoke_api_key,

@@ -196,6 +196,7 @@ class ModelBeat(Wire, frozen=True, kw_only=True):
 
     `progress` is the share of it that is loaded; below 1 in a model that is `ready`, another engine is about to take
     over. `digest` names the registry entry that it was loaded from, `reason` says why it, or its next engine, failed.
+    `warm` are the ids of the prefixes that were computed for operators.
     """
 
     id: str
@@ -216,6 +217,7 @@ class ModelBeat(Wire, frozen=True, kw_only=True):
     tokens_per_s: float = 0.0
     prefix_queries: int = 0
     prefix_hits: int = 0
+    warm: tuple[str, ...] = ()
     hardware: Hardware = "cpu"
 
 
@@ -497,6 +499,28 @@ class TenantRecord(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
     publish: bool | None = None
 
 
+class WarmPrefix(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How prompts of a tenant begin: every worker of the model computes it, so that its prefix cache has it.
+
+    Either the text of prompts, or the first messages of conversations.
+    """
+
+    id: str
+    model: str
+    tenant: str
+    prompt: str | None = None
+    messages: tuple[Message, ...] = ()
+    at: float = 0.0
+
+
+class CacheOrders(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What operators want of the prefix caches: how often each model's was cleared, and what they shall hold. The value
+    of `policy` `cache`."""
+
+    cleared: dict[str, int] = {}
+    warm: tuple[WarmPrefix, ...] = ()
+
+
 T = TypeVar("T", bound=Wire)
 
 _encoder = msgspec.json.Encoder()
@@ -572,6 +596,7 @@ def json_schema() -> dict[str, Any]:
             DeadLetter,
             Fairness,
             ModelRegistry,
+            CacheOrders,
         ),
         ref_template="#/components/schemas/{name}",
     )

@@ -6,6 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
+from .admin_cache import cache
+from .admin_models import models
+from .admin_routing import routing, scheduler
+from .fleet import fleet
 from .options import DEFAULT_URL, ApiKey, Json, Url, connect, print_json
 from .terminal import cell, table_console
 
@@ -13,6 +17,9 @@ PATH = "/v1/admin/fairness"
 GIVE_BACK = "default"
 
 app = typer.Typer(help="Change a running fleet.", no_args_is_help=True)
+for command in (models, routing, scheduler, cache):
+    app.command()(command)
+app.command("workers")(fleet)
 
 Weights = Annotated[
     list[str] | None,

@@ -23,6 +23,8 @@ Config = Annotated[
 ]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one setting.")]
 
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+
 DEFAULT_URL = "http://127.0.0.1:8080"
 
 
@@ -32,6 +34,11 @@ def connect(url: str, api_key: str | None) -> Client:
     from .client import Client
 
     return Client(url, api_key)
+
+
+def dry(path: str, dry_run: bool) -> str:
+    """The path of a change, or of its dry run."""
+    return f"{path}?dry_run=true" if dry_run else path
 
 
 def print_json(value: Any) -> None:

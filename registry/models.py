@@ -18,6 +18,8 @@ BackendName = Literal["llamacpp", "torch", "stub"]
 Owner = Literal["file", "admin"]
 
 NO_MODEL = "no model is configured"
+BOUNDS = ("max_batch_size", "max_batch_tokens", "chunked_prefill_tokens")
+"""Limits of a model that change while its engine runs."""
 
 
 class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):

@@ -26,6 +26,7 @@ from inferflux.registry.control import Control
 from inferflux.registry.store import PolicyStore
 from inferflux.registry.tenants import Tenants
 
+from .cache_keeper import CacheKeeper
 from .heartbeat import Heartbeat
 from .meter import Meter
 from .probe import Probe
@@ -65,11 +66,13 @@ async def serve(settings: Settings) -> bool:
         anchorage = Anchorage(control.audit, Anchors(broker), PolicyMetrics(registry))
         worker = Worker(settings, broker, (), control, _reader(connection, tenants), meter)
         registrar = Registrar(settings, control, worker, metrics)
+        keeper = CacheKeeper(control, worker)
         with Probe(worker, broker, registry).serving(settings.worker.metrics_host, settings.worker.metrics_port):
             anchorage.start()
             try:
                 await _run(worker, registrar, Heartbeat(worker, broker, meter, settings.worker.heartbeat_s))
             finally:
+                await keeper.close()
                 await anchorage.close()
         return bool(worker.hung)
     finally:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from inferflux.broker.wire import ModelBeat
+from inferflux.broker.errors import Code, RequestError
+from inferflux.broker.subjects import ServiceClass
+from inferflux.broker.wire import Failure, ModelBeat
 from inferflux.config.logs import get_logger
 from inferflux.config.metrics import WorkerMetrics
 from inferflux.config.settings import FairnessSettings, MinShareSettings, RuntimeSettings, SchedulerSettings
@@ -15,10 +18,13 @@ from inferflux.config.settings import FairnessSettings, MinShareSettings, Runtim
 from .answer import Answer
 from .backends.backend import Backend, Capacity
 from .engine.engine import FAIRNESS, Engine
-from .engine.job import EngineStats, Update
+from .engine.job import EngineStats, Job, Update
 from .render import Renderer
 
 log = get_logger("worker.host")
+
+
+_computations = itertools.count(1)
 
 
 def _nobody() -> None:
@@ -52,6 +58,7 @@ class ModelHost:
         self._engine = Engine(backend, settings.scheduler, settings.paged_kv, self._from_engine, fairness)
         self._answers: dict[str, Answer] = {}
         self._touched: dict[str, Answer] = {}
+        self._computing: dict[str, asyncio.Future[Failure | None]] = {}
         self._flushing = False
         self._capacity: Capacity | None = None
         self._renderer: Renderer | None = None
@@ -129,6 +136,31 @@ class ModelHost:
         self._engine.configure(bounds)
         self.on_free()
 
+    def clear_cache(self, epoch: int, *, files: bool) -> None:
+        """Answer from no prefix that was computed in another epoch; `files` deletes saved ones too."""
+        self._engine.clear_cache(epoch, files=files)
+
+    async def compute(self, prompt: Sequence[int], salt: str) -> None:
+        """Compute a prompt that nobody asked for, so that its beginning is cached. Raises RequestError."""
+        request = f"compute#{next(_computations)}"
+        self._computing[request] = done = self._loop.create_future()
+        job = Job(
+            request=request,
+            choice=0,
+            prompt=tuple(prompt),
+            max_tokens=1,
+            salt=salt,
+            service_class=ServiceClass.BATCH,
+        )
+        self._engine.submit([job])
+        try:
+            error = await done
+        finally:
+            self._engine.cancel(request)
+            del self._computing[request]
+        if error is not None:
+            raise RequestError(Code(error.code), error.message)
+
     def set_shares(self, min_share: MinShareSettings) -> None:
         """What each class keeps at least, from the next step on."""
         self._engine.set_batch_share(min_share.batch)
@@ -185,6 +217,9 @@ class ModelHost:
         self._batch_size.observe(len(updates))
         self._step_time.observe(self.stats().last_step_s)
         for update in updates:
+            done = self._computing.get(update.request)
+            if done is not None and not done.done() and (update.finish_reason is not None or update.error is not None):
+                done.set_result(update.error)
             answer = self._answers.get(update.request)
             if answer is not None:
                 answer.push(update)

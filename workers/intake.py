@@ -101,6 +101,10 @@ class Intake:
         if len(self._prefixes) > MAX_PREFIXES:
             del self._prefixes[next(iter(self._prefixes))]
 
+    def forget(self) -> None:
+        """No beginning is cached here any more."""
+        self._prefixes.clear()
+
     def ended(self, lane: Lane) -> None:
         """A prompt of this lane is off our hands: a lane that ran as much as it may can go on."""
         if self.fair.num_waiting(lane) == 0 and self._num_stored[lane] > 1:

@@ -21,11 +21,16 @@ from .intake import Intake
 log = get_logger("worker.mount")
 
 
+def nobody(_: Mount) -> None:
+    """Waits for engines when nothing else does."""
+
+
 class Mount:
     """`host` has the engine that new prompts go to, `coming` one that is being loaded, `leaving` those that only finish
     what they run. The intake stays the same throughout, and with it the model's fair share.
 
-    `attempts` are the worker's, of every model.
+    `attempts` are the worker's, of every model. `on_ready` is called when another engine has begun to serve; `warm`
+    are the prefixes that were computed for operators.
     """
 
     def __init__(self, intake: Intake, broker: Broker, attempts: Callable[[], Iterable[Attempt]]) -> None:
@@ -35,6 +40,8 @@ class Mount:
         self.leaving: list[ModelHost] = []
         self.unloading = False
         self.failure: ModelBeat | None = None
+        self.warm: dict[str, None] = {}
+        self.on_ready: Callable[[Mount], None] = nobody
         self._broker = broker
         self._attempts = attempts
         self._min_share: MinShareSettings | None = None
@@ -80,6 +87,8 @@ class Mount:
             return False
         last, self.intake.host = self.host, host
         host.on_free = self.intake.wake
+        self.intake.forget()
+        self.on_ready(self)
         if self._pulling is None:
             self._pulling = asyncio.create_task(self.intake.run())
         self.intake.wake()
@@ -147,6 +156,7 @@ class Mount:
             state="unloading" if self.unloading else beat.state,
             reason=self.failure.reason if self.failure is not None else beat.reason,
             progress=round(self.coming.progress, 2) if self.coming is not None else 1.0,
+            warm=tuple(self.warm),
             num_running=beat.num_running + sum(other.num_running for other in others),
             num_waiting=beat.num_waiting + sum(other.num_waiting for other in others),
             num_pages=beat.num_pages + sum(other.num_pages for other in others),

@@ -16,7 +16,7 @@ from inferflux.config.metrics import WorkerMetrics
 from inferflux.config.settings import RuntimeSettings, SchedulerSettings, Settings
 from inferflux.registry.control import Control
 from inferflux.registry.model_store import models_document
-from inferflux.registry.models import ModelEntry, entries_of, own_entry
+from inferflux.registry.models import BOUNDS, ModelEntry, entries_of, own_entry
 
 from .backends.opening import open_backend
 from .host import ModelHost
@@ -107,6 +107,8 @@ class Registrar:
         if mount.host is not None and mount.host.digest == entry.digest:
             mount.failure = None
             return
+        if mount.failure is not None and mount.failure.digest == entry.digest:
+            return
         if mount.host is not None and tenure.opened is not None and self._within(entry, tenure.opened):
             mount.failure = None
             mount.host.configure(self._runtime(entry).scheduler, entry.digest)
@@ -178,5 +180,5 @@ def serves(hardware: Hardware, entry: ModelEntry) -> bool:
 
 
 def _bounds(entry: ModelEntry, scheduler: SchedulerSettings) -> SchedulerSettings:
-    given = {name: getattr(entry, name) for name in SchedulerSettings.__struct_fields__}
+    given = {name: getattr(entry, name) for name in BOUNDS}
     return replace(scheduler, **{name: value for name, value in given.items() if value is not None})

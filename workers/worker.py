@@ -8,7 +8,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from inferflux.broker.broker import Broker, Delivery
@@ -27,7 +27,7 @@ from .hardware import hardware_of
 from .host import ModelHost
 from .intake import Intake
 from .meter import Meter
-from .mount import Mount
+from .mount import Mount, nobody
 from .outbox import SWEEP_INTERVAL_S
 from .reader import PromptReader
 
@@ -37,7 +37,7 @@ log = get_logger("worker")
 class Worker:
     """Holds prompts as attempts, each with a task of its own. `run` returns once drained.
 
-    `hosts` are served from the start; a registrar mounts others while it runs.
+    `hosts` are served from the start; a registrar mounts others while it runs, whose engines `on_ready` hears of.
     """
 
     def __init__(
@@ -67,6 +67,7 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._purges: dict[RequestKey, asyncio.TimerHandle] = {}
         self._stopping = asyncio.Event()
+        self.on_ready: Callable[[Mount], None] = nobody
         for host in hosts:
             self.mount(host.model).coming = host
 
@@ -112,6 +113,7 @@ class Worker:
         if self.draining:
             intake.stop()
         mount = self.mounts[model] = Mount(intake, self._broker, self._attempts.values)
+        mount.on_ready = self.on_ready
         mount.set_shares(self._min_share)
         return mount
 

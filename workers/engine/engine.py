@@ -16,7 +16,7 @@ from inferflux.config.settings import FairnessSettings, PagedKVSettings, Schedul
 
 from ..backends.backend import Backend, Capacity, Sample
 from .class_share import ClassShare
-from .inbox import Inbox, Message
+from .inbox import CacheEpoch, Inbox, Message
 from .job import EngineStats, Job, Update
 from .offload import Offload, OffloadStats
 from .plan import Plan
@@ -95,6 +95,10 @@ class Engine:
         What runs beyond a smaller `max_batch_size` runs on; nothing is added until there is room again.
         """
         self._inbox.post(settings)
+
+    def clear_cache(self, epoch: int, *, files: bool) -> None:
+        """Start from no prefix of another epoch, from the next step on; any thread. `files` deletes saved ones too."""
+        self._inbox.post(CacheEpoch(epoch, files))
 
     def set_batch_share(self, min_share: float) -> None:
         """What batch keeps of what the classes above it are served, from the next step on; any thread."""
@@ -219,6 +223,11 @@ class Engine:
             case SchedulerSettings():
                 scheduler.settings = message
                 log.info("new bounds", max_running=scheduler.max_running, max_batch_tokens=message.max_batch_tokens)
+            case CacheEpoch():
+                scheduler.clear_cache(message.number)
+                if message.files and self._restorer is not None:
+                    self._restorer.clear()
+                log.info("prefix cache cleared", epoch=message.number, files=message.files)
             case Future():
                 try:
                     scheduler.check_integrity(self._backend.num_computed)
@@ -307,6 +316,7 @@ class Engine:
             self._fail(sequence, transcript, self._describe(error))
         self._transcripts.clear()
         self._scheduler = Scheduler(scheduler.settings, scheduler.capacity)
+        self._scheduler.clear_cache(scheduler.cache.epoch)
         try:
             for slot in range(scheduler.capacity.max_sequences):
                 self._backend.trim(slot, 0)

@@ -7,12 +7,22 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 
+import msgspec
+
 from inferflux.config.settings import SchedulerSettings
 
 from .job import Job
 
-Message = tuple[Job, ...] | str | SchedulerSettings | Future[None]
-"""Jobs to add, a request to drop, new bounds, or somebody who waits for a check."""
+
+class CacheEpoch(msgspec.Struct, frozen=True):
+    """Forget what was cached in other epochs; `files` deletes what was saved as well."""
+
+    number: int
+    files: bool
+
+
+Message = tuple[Job, ...] | str | SchedulerSettings | CacheEpoch | Future[None]
+"""Jobs to add, a request to drop, new bounds, a cache to clear, or somebody who waits for a check."""
 
 
 class Inbox:

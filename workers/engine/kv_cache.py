@@ -20,6 +20,7 @@ class KVCache:
         self.slots = SlotTable(capacity.max_sequences)
         self.pool = PagePool(capacity.num_pages, capacity.page_size, on_evict=self.slots.forget)
         self._being_computed: dict[bytes, Sequence] = {}
+        self.epoch = 0
 
     def prefix_of(self, sequence: Sequence) -> list[int] | None:
         """The cached pages that the sequence can start from; at least one token is left to compute.
@@ -110,6 +111,13 @@ class KVCache:
         """What the slot was said to hold is not there."""
         self._forget(self.slots.clear(slot))
 
+    def forget_everything(self, epoch: int) -> None:
+        """No sequence that comes from now on starts from what was computed in another epoch, be it still running."""
+        self.epoch = epoch
+        for slot in self.slots.idle:
+            self.clear(slot)
+        self.pool.forget_cached()
+
     def check_integrity(self, running: Items[Sequence]) -> None:
         """Raises AssertionError when pool, slots and the sequences that run disagree."""
         self.pool.check_integrity(sequence.block_table for sequence in running)
@@ -135,7 +143,8 @@ class KVCache:
             assert num_computed(slot) >= num_named, f"idle slot {slot} has {num_computed(slot)} of {num_named} tokens"
 
     def _name_pages(self, sequence: Sequence) -> None:
-        root = root_hash(self._capacity.fingerprint, sequence.job.salt)
+        fingerprint = self._capacity.fingerprint
+        root = root_hash(f"{fingerprint}/{self.epoch}" if self.epoch else fingerprint, sequence.job.salt)
         sequence.extend_hashes(root, self.pool.page_size)
 
     def _forget(self, hashes: Iterable[bytes]) -> None:

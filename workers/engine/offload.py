@@ -109,6 +109,13 @@ class Offload:
         with self._changed:
             return self._index.match(chain) if self._active else None
 
+    def clear(self) -> None:
+        """Forget and delete everything."""
+        with self._changed:
+            if self._active:
+                self._writes += [(gone, None) for gone in self._index.clear()]
+                self._changed.notify_all()
+
     def missed(self) -> None:
         """What was looked for was not there, or not worth reading."""
         self._num_misses += 1

@@ -118,6 +118,12 @@ class PagePool:
             self.num_cached -= 1
             self._free.move_to_end(page, last=False)
 
+    def forget_cached(self) -> None:
+        """The content of every page that nobody holds is gone."""
+        for page_hash in [self._hashes[page] for page in self._free]:
+            if page_hash is not None:
+                self.forget(page_hash)
+
     def check_integrity(self, block_tables: Iterable[Sequence[int]]) -> None:
         """Raises AssertionError unless holds, free list and hashes agree with each other and with `block_tables`."""
         holders = Counter(page for table in block_tables for page in table)

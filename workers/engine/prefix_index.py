@@ -75,6 +75,10 @@ class PrefixIndex:
                 del self._holders[page_hash]
         return saved
 
+    def clear(self) -> list[Saved]:
+        """Returns what was there."""
+        return [self.remove(key) for key in tuple(self._saved)]
+
     def check_integrity(self) -> None:
         """Raises AssertionError when holders, entries and bytes disagree."""
         assert self.num_bytes == sum(saved.num_bytes for saved in self._saved.values()) <= self.max_bytes

@@ -133,6 +133,12 @@ class Restorer:
         except Exception as error:
             log.error("a prefix could not be saved", error=error, slot=slot)
 
+    def clear(self) -> None:
+        """Forget what was saved; what is on its way comes to nobody."""
+        for reading in tuple(self._readings.values()):
+            self._release(reading)
+        self._offload.clear()
+
     def close(self, scheduler: Scheduler, timeout_s: float) -> None:
         """Keep what idle slots hold, most recently used first, as far as time allows."""
         deadline_s = time.monotonic() + timeout_s

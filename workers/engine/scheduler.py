@@ -96,6 +96,12 @@ class Scheduler:
         if slot is not None:
             self.cache.clear(slot)
 
+    def clear_cache(self, epoch: int) -> None:
+        """Forget every cached prefix. What runs goes on; what comes is cached under the new epoch."""
+        self.cache.forget_everything(epoch)
+        for sequence in self.waiting:
+            sequence.page_hashes = []
+
     def expire(self, now_s: float) -> list[Sequence]:
         """Drop what has never run and may not begin any more; returns what was dropped. Times are Unix times."""
         late = [each for each in self.waiting if not each.was_admitted and each.job.may_not_start(now_s)]
