@@ -34,6 +34,7 @@ from .dispatch import Dispatcher
 from .gateway import Gateway
 from .idempotency import Idempotency
 from .identity import Identity
+from .oidc import Oidc
 from .patience import Patience
 from .presence import Presence
 from .pressure import Pressure
@@ -62,6 +63,7 @@ class Parts:
         self.broker = broker
         self.control = control
         self.metrics = Metrics()
+        self.gate = Gate(control.tenants, Oidc.from_settings(settings.auth, control.tenants))
         self.auditor = Auditor(control.audit)
         self.anchorage = Anchorage(control.audit, Anchors(broker), self.metrics.policy)
         self.follower = FleetFollower(broker)
@@ -116,6 +118,7 @@ class Parts:
         await self.relay.close()
         await self.control.close()
         await self.anchorage.close()
+        await self.gate.close()
 
 
 def create_app(settings: Settings, broker: Broker, stamper: Stamper, served: Models, control: Control) -> Litestar:
@@ -144,7 +147,7 @@ def create_app(settings: Settings, broker: Broker, stamper: Stamper, served: Mod
             Router(
                 "/v1",
                 route_handlers=[*_V1, Router("/admin", route_handlers=_ADMIN)],
-                guards=[_guard(Gate(control.tenants)), _guard(parts.auditor.guard)],
+                guards=[_guard(parts.gate), _guard(parts.auditor.guard)],
             ),
             *_OPEN,
         ],

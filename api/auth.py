@@ -1,4 +1,4 @@
-"""Authentication: a bearer key becomes a principal, and a principal needs the route's scope."""
+"""Authentication: a bearer key or token becomes a principal, and a principal needs the route's scope."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from inferflux.config.settings import Scope
 from inferflux.registry.models import ModelEntry, Models
 from inferflux.registry.tenants import Principal, Tenants
 
+from .oidc import Oidc, looks_like_token
+
 PRINCIPAL = "principal"
 """Where the gate leaves a request's principal in its state."""
 
@@ -22,15 +24,14 @@ class Gate:
     """The guard of every route under /v1. A route names its scope as `opt={"scope": ...}`; one that names none is
     closed to everybody."""
 
-    def __init__(self, tenants: Tenants) -> None:
+    def __init__(self, tenants: Tenants, oidc: Oidc | None = None) -> None:
         self._tenants = tenants
+        self._oidc = oidc
 
     async def __call__(self, connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-        """Raises RequestError: 401 without a valid key, 403 without the scope.
-
-        A coroutine, although it awaits nothing: Litestar would run a plain function on another thread.
-        """
-        principal = self.authenticate(connection.headers.get("authorization"))
+        """Raises RequestError: 401 without a valid key or token, 403 without the scope, 503 where a token cannot be
+        checked now."""
+        principal = await self.authenticate(connection.headers.get("authorization"))
         connection.scope["state"][PRINCIPAL] = principal
         scope: Scope | None = handler.opt.get("scope")
         if scope not in principal.scopes:
@@ -38,13 +39,9 @@ class Gate:
                 Code.INSUFFICIENT_SCOPE, f"this key lacks the scope {scope!r}, which this endpoint needs"
             )
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Gate:
-        # Litestar copies the guards of each route; a copy would not hear of new keys.
-        return self
-
-    def authenticate(self, header: str | None) -> Principal:
+    async def authenticate(self, header: str | None) -> Principal:
         """The principal of an Authorization header. Raises RequestError."""
-        if not self._tenants.num_keys:
+        if not self._tenants.num_keys and self._oidc is None:
             raise RequestError(
                 Code.INVALID_API_KEY,
                 "this server has no API keys yet: put a first one into auth.api_keys of its settings",
@@ -52,12 +49,19 @@ class Gate:
         if header is None:
             raise RequestError(Code.INVALID_API_KEY, "no API key: send it as 'Authorization: Bearer YOUR_KEY'")
         scheme, _, key = header.partition(" ")
-        if scheme.lower() != "bearer" or not key.strip():
+        key = key.strip()
+        if scheme.lower() != "bearer" or not key:
             raise RequestError(Code.INVALID_API_KEY, "the Authorization header must read 'Bearer YOUR_KEY'")
-        principal = self._tenants.authenticate(key.strip(), time.time())
+        if self._oidc is not None and looks_like_token(key):
+            return await self._oidc.principal(key)
+        principal = self._tenants.authenticate(key, time.time())
         if principal is None:
             raise RequestError(Code.INVALID_API_KEY, "this API key is not known here, was revoked, or has expired")
         return principal
+
+    async def close(self) -> None:
+        if self._oidc is not None:
+            await self._oidc.close()
 
 
 def principal_of(request: Request[Any, Any, Any]) -> Principal:

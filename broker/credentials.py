@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import secrets
 import ssl
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,6 +22,7 @@ ROLE_API = "api"
 ROLE_WORKER = "worker"
 CREDENTIALS_FILE = "credentials.json"
 MIN_SECRET = 16
+SECRET_BYTES = 32
 
 
 class Login(msgspec.Struct, frozen=True):
@@ -116,7 +119,11 @@ def resolve(settings: BrokerSettings, role: str) -> Connection:
 
 def load(store_dir: Path) -> StoredCredentials | None:
     """The credentials that an embedded server left in its store, or None when there are none."""
-    path = store_dir / CREDENTIALS_FILE
+    return load_file(store_dir / CREDENTIALS_FILE)
+
+
+def load_file(path: Path) -> StoredCredentials | None:
+    """The credentials in a file, or None when there is none. Raises ConfigError."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=StoredCredentials)
     except FileNotFoundError:
@@ -125,6 +132,21 @@ def load(store_dir: Path) -> StoredCredentials | None:
         raise ConfigError(
             f"{path} cannot be read: {error}; stop the server, delete the file and start again"
         ) from error
+
+
+def completed(kept: StoredCredentials | None, roles: Iterable[str], url: str) -> StoredCredentials:
+    """The kept logins of these roles, new ones for those that have none, and the kept secrets."""
+    logins = kept.logins if kept is not None else {}
+    return StoredCredentials(
+        url=url,
+        logins={role: logins.get(role) or Login(role, _new_secret()) for role in roles},
+        stamp_secret=kept.stamp_secret if kept is not None else _new_secret(),
+        seal_secret=kept.seal_secret if kept is not None else _new_secret(),
+    )
+
+
+def _new_secret() -> str:
+    return secrets.token_urlsafe(SECRET_BYTES)
 
 
 def _external(settings: BrokerSettings, role: str) -> Connection:

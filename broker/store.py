@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import secrets
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +13,7 @@ import msgspec
 import psutil
 
 from . import credentials
-from .credentials import CREDENTIALS_FILE, Login, StoredCredentials
+from .credentials import CREDENTIALS_FILE, StoredCredentials
 from .errors import ConfigError
 
 LOCK_FILE = "lock"
@@ -73,14 +72,7 @@ class Store:
 
     def credentials(self, roles: Iterable[str], url: str) -> StoredCredentials:
         """The kept logins and secrets, with new ones made for roles that have none, written back."""
-        kept = credentials.load(self.path)
-        logins = kept.logins if kept is not None else {}
-        stored = StoredCredentials(
-            url=url,
-            logins={role: logins.get(role) or Login(role, _secret()) for role in roles},
-            stamp_secret=kept.stamp_secret if kept is not None else _secret(),
-            seal_secret=kept.seal_secret if kept is not None else _secret(),
-        )
+        stored = credentials.completed(credentials.load(self.path), roles, url)
         self.write(CREDENTIALS_FILE, msgspec.json.encode(stored))
         return stored
 
@@ -120,6 +112,3 @@ def _try_lock(lock: int) -> bool:
         raise
     return True
 
-
-def _secret() -> str:
-    return secrets.token_urlsafe(SECRET_BYTES)

@@ -70,7 +70,6 @@ class StreamConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     duplicate_window: int = 0
     republish: Republish | None = None
     allow_direct: bool = False
-    allow_rollup_hdrs: bool = False
     allow_msg_ttl: bool = False
     allow_msg_counter: bool = False
     subject_delete_marker_ttl: int = 0

@@ -14,8 +14,6 @@ from msgspec import Meta
 
 from inferflux.config.settings import Scope, ServiceClassName
 
-from inferflux.config.settings import Scope, ServiceClassName
-
 from .errors import Code
 
 FinishReason: TypeAlias = Literal["stop", "length", "content_filter"]
@@ -49,9 +47,9 @@ class Prompt(Wire, frozen=True, kw_only=True, tag_field="type"):
     """
 
     id: Annotated[str, Meta(min_length=1, max_length=128)]
-    key: Annotated[str, Meta(max_length=2048)] | None = None
     created: float = 0.0
     deadline: float | None = None
+    key: Annotated[str, Meta(max_length=2048)] | None = None
 
 
 class Generation(Prompt, frozen=True, kw_only=True):
@@ -454,6 +452,89 @@ class TenantRecord(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
     publish: bool | None = None
 
 
+class LineProblem(Wire, frozen=True, kw_only=True):
+    """What is wrong with a batch's file; `line` counts from 1 and is None where it is about the whole file."""
+
+    code: str
+    message: str
+    param: str | None = None
+    line: int | None = None
+
+
+class LineCounts(Wire, frozen=True, kw_only=True):
+    """Lines of a batch: all, those answered, and those that ended with an error."""
+
+    total: int = 0
+    completed: int = 0
+    failed: int = 0
+
+
+BatchStatus: TypeAlias = Literal[
+    "validating", "in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled"
+]
+BatchEnding: TypeAlias = Literal["completed", "expired", "cancelled"]
+
+
+class Batch(Wire, frozen=True, kw_only=True):
+    """A batch, as the bucket `batches` keeps it; times are Unix seconds, files are ids of objects of the tenant.
+
+    `allowed_models` are those of the key that made it (none: all). `owner` is the API replica that works on it; it
+    writes the entry again every second or so, and others take over what has not been written for a lease. `num_parts`
+    is how much of the journal counts, once that is settled, and `ending` what the batch will end as. `key` names the
+    API key that it came with.
+    """
+
+    id: str
+    tenant: str
+    endpoint: str
+    input_file: str
+    window: str
+    created: float
+    expires: float
+    status: BatchStatus = "validating"
+    metadata: dict[str, str] | None = None
+    allowed_models: tuple[str, ...] = ()
+    key: str | None = None
+    output_retention_s: float | None = None
+    model: str | None = None
+    owner: str | None = None
+    counts: LineCounts = LineCounts()
+    usage: Usage = Usage()
+    problems: tuple[LineProblem, ...] = ()
+    num_problems: int = 0
+    ending: BatchEnding | None = None
+    num_parts: int | None = None
+    output_file: str | None = None
+    output_chunks: int = 0
+    error_file: str | None = None
+    error_chunks: int = 0
+    started: float | None = None
+    cancelling: float | None = None
+    finalizing: float | None = None
+    ended: float | None = None
+
+
+class BatchSubmission(Wire, frozen=True, kw_only=True):
+    """What a direct publisher puts into the bucket `batches` to have its file run: the object that its `chunks` chunks
+    are of, their `digest` (SHA-256, hexadecimal), and what `POST /v1/batches` takes."""
+
+    input_file: Annotated[str, Meta(min_length=1, max_length=128)]
+    chunks: Annotated[int, Meta(ge=1)]
+    digest: str
+    endpoint: str
+    completion_window: str = "24h"
+    metadata: dict[str, str] | None = None
+
+
+class BatchEntry(Wire, frozen=True, kw_only=True):
+    """One answered line in a batch's journal: its number, and the line that it becomes in the output or error file."""
+
+    line: int
+    failed: bool
+    record: msgspec.Raw
+    usage: Usage = Usage()
+
+
 class ObjectInfo(Wire, frozen=True, kw_only=True):
     """An object in the object store, as NATS clients describe one: `digest` is `SHA-256=` and base64, `nuid` says where
     its `chunks` are, `mtime` is RFC 3339."""
@@ -466,37 +547,6 @@ class ObjectInfo(Wire, frozen=True, kw_only=True):
     digest: str
     mtime: str
     metadata: dict[str, str] = {}
-
-
-class ApiKey(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One API key, without the key: `digest` is its SHA-256, hexadecimal. The value of `tenants` `key.<id>`.
-
-    An empty `models` allows every model. `expires` is None for a key that lasts until it is revoked.
-    """
-
-    id: str
-    digest: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
-    tenant: str
-    scopes: tuple[Scope, ...]
-    models: tuple[str, ...] = ()
-    name: str = ""
-    created: float = 0.0
-    expires: float | None = None
-
-
-class TenantRecord(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What operators say of a tenant while the fleet runs. The value of `tenants` `tenant.<token>`.
-
-    What is None is left to the settings.
-    """
-
-    id: str
-    weight: Annotated[float, Meta(gt=0)] | None = None
-    classes: Annotated[tuple[ServiceClassName, ...], Meta(min_length=1)] | None = None
-    max_queued: Annotated[int, Meta(ge=1)] | None = None
-    max_running: Annotated[int, Meta(ge=1)] | None = None
-    cache_group: str | None = None
-    publish: bool | None = None
 
 
 class WarmPrefix(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):

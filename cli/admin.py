@@ -10,6 +10,8 @@ from .admin_cache import cache
 from .admin_models import models
 from .admin_routing import routing, scheduler
 from .fleet import fleet
+from .admin_keys import api_keys
+from .admin_tenants import tenants
 from .options import DEFAULT_URL, ApiKey, Json, Url, connect, print_json
 from .terminal import cell, table_console
 
@@ -17,6 +19,9 @@ PATH = "/v1/admin/fairness"
 GIVE_BACK = "default"
 
 app = typer.Typer(help="Change a running fleet.", no_args_is_help=True)
+app.command("api-keys")(api_keys)
+app.command("api_keys", hidden=True)(api_keys)
+app.command()(tenants)
 for command in (models, routing, scheduler, cache):
     app.command()(command)
 app.command("workers")(fleet)

@@ -29,12 +29,14 @@ def config(
 
 
 def _check(path: Path, as_json: bool) -> None:
+    from inferflux.api.oidc import check_settings
     from inferflux.config import load
     from inferflux.config.unsupported import unsupported
     from inferflux.registry.tenants import Tenants
 
     settings = load.load(path, {}).settings
     Tenants.from_settings(settings)
+    check_settings(settings.auth)
     notes = unsupported(settings)
     if as_json:
         print_json({"file": str(path), "valid": True, "will_not_start": notes})

@@ -9,8 +9,6 @@ def unsupported(settings: Settings) -> list[str]:
     """One sentence for each such setting that is in use: a process that would ignore a protection must not start."""
     auth, guardrails = settings.auth, settings.guardrails
     in_use = {
-        "auth.oidc_issuer": auth.oidc_issuer is not None,
-        "auth.oidc_audience": auth.oidc_audience is not None,
         "auth.rate_limit_per_minute": auth.rate_limit_per_minute > 0,
         "guardrails.blocklist": bool(guardrails.blocklist),
         "guardrails.opa_endpoint": guardrails.opa_endpoint is not None,

@@ -119,7 +119,7 @@ def command(words: str) -> str:
 def test_documented_commands_and_options_exist() -> None:
     calls: dict[str, set[str]] = {}
     for document in DOCUMENTS:
-        for words, rest in re.findall(r"\binferctl ([a-z]+(?: [a-z]+)*)([^`\n|]*)", text(document)):
+        for words, rest in re.findall(r"\binferctl ([a-z][a-z-]*(?: [a-z][a-z-]*)*)([^`\n|]*)", text(document)):
             calls.setdefault(command(words), set()).update(re.findall(r"(?<![\w-])--[a-z][a-z-]*", rest))
     assert {"serve", "completion", "chat", "models", "status", "doctor", "pull", "config"} <= set(calls)
     assert {"fleet", "top", "queue", "queue cancel", "queue dead retry", "admin fairness"} <= set(calls)
