@@ -24,9 +24,11 @@ from inferflux.registry.follower import FleetFollower
 from inferflux.registry.identities import ApiKeys, TenantRecords
 from inferflux.registry.model_store import ModelsFollower, ModelStore
 from inferflux.registry.models import Models
+from inferflux.registry.limits import LimitStore
 from inferflux.registry.poller import RegistryPoller
 
 from .audit import Auditor
+from inferflux.registry.usage import UsageBook
 from .auth import Gate
 from .cancel import Canceller
 from .desk import Desk
@@ -54,8 +56,10 @@ from .throttle import Throttle, add_headers
 from .vigil import Vigil
 
 
+from .routes.rate_limit import LIMIT_ROUTES
 class Parts:
     """Every part of one API replica; `start` and `close` are its life."""
+from .routes.usage import get_usage
 
     def __init__(self, settings: Settings, broker: Broker, stamper: Stamper, served: Models, control: Control) -> None:
         identity = Identity(stamper)
@@ -204,6 +208,8 @@ _ADMIN = [
     api_keys.list_api_keys,
     api_keys.create_api_key,
     api_keys.revoke_api_key,
+            "limit_store": _provide(LimitStore(control.store)),
+            "usage_book": _provide(UsageBook(broker)),
     tenants.list_tenants,
     tenants.get_tenant,
     tenants.change_tenant,
@@ -231,3 +237,5 @@ def _count(metrics: Metrics, status: int, scope: Scope) -> None:
     handler = scope.get("route_handler")
     route = scope.get("path_template") or "none" if handler is not None else "none"
     metrics.api.http_requests.labels(scope["method"], route, str(status)).inc()  # type: ignore[typeddict-item]
+    *LIMIT_ROUTES,
+    get_usage,

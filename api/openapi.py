@@ -13,7 +13,9 @@ from .queues import CancelAnswer
 from .routes.api_keys import ApiKeyRequest, NewApiKeyAnswer
 from .routes.dead import RetryAnswer, WholeLetterAnswer
 from .routes.fairness import FairnessAnswer, FairnessRequest
+from .routes.rate_limit import RateLimitAnswer, RateLimitRequest
 from .routes.tenants import TenantAnswer, TenantRequest
+from .routes.usage import UsageAnswer
 from .schemas import ChatRequest, CompletionRequest, EmbeddingRequest
 from .status import StatusAnswer
 
@@ -34,6 +36,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     media_type: str = "application/json"
     status: int = 200
     dry_run: bool = False
+    query: tuple[str, ...] = ()
 
 
 OPERATIONS = (
@@ -121,6 +124,31 @@ OPERATIONS = (
         scope="admin",
         request=FairnessRequest,
         answer=FairnessAnswer,
+        dry_run=True,
+    ),
+    Operation(
+        method="get",
+        path="/v1/admin/rate_limit",
+        summary="Limits of keys and tenants in force.",
+        scope="admin",
+        answer=RateLimitAnswer,
+    ),
+    Operation(
+        method="put",
+        path="/v1/admin/rate_limit",
+        summary="Change limits of keys and tenants while the fleet runs.",
+        scope="admin",
+        request=RateLimitRequest,
+        answer=RateLimitAnswer,
+        dry_run=True,
+    ),
+    Operation(
+        method="get",
+        path="/v1/admin/usage",
+        summary="Requests and tokens of each tenant, key and model by the day or month, and this month's budgets.",
+        scope="admin",
+        answer=UsageAnswer,
+        query=("tenant", "key", "model", "since", "until", "by"),
     ),
     Operation(method="get", path="/v1/admin/api_keys", summary="Every API key, by all but itself.", scope="admin"),
     Operation(
@@ -215,6 +243,7 @@ def _operation(each: Operation, refs: dict[Any, dict[str, Any]]) -> dict[str, An
     ]
     if each.dry_run:
         parameters.append({"name": "dry_run", "in": "query", "schema": {"type": "boolean"}, "description": _DRY_RUN})
+    parameters += [{"name": name, "in": "query", "schema": {"type": "string"}} for name in each.query]
     if parameters:
         operation["parameters"] = parameters
     return operation

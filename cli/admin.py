@@ -7,13 +7,15 @@ from typing import Annotated, Any
 import typer
 
 from .admin_cache import cache
+from .admin_keys import api_keys
+from .admin_limits import rate_limit
 from .admin_models import models
 from .admin_routing import routing, scheduler
-from .fleet import fleet
-from .admin_keys import api_keys
 from .admin_tenants import tenants
-from .options import DEFAULT_URL, ApiKey, Json, Url, connect, print_json
-from .terminal import cell, table_console
+from .admin_usage import usage
+from .fleet import fleet
+from .options import DEFAULT_URL, ApiKey, DryRun, Json, Url, connect, dry, print_json
+from .terminal import cell, note, table_console
 
 PATH = "/v1/admin/fairness"
 GIVE_BACK = "default"
@@ -25,6 +27,9 @@ app.command()(tenants)
 for command in (models, routing, scheduler, cache):
     app.command()(command)
 app.command("workers")(fleet)
+app.command("rate-limit")(rate_limit)
+app.command("rate_limit", hidden=True)(rate_limit)
+app.command()(usage)
 
 Weights = Annotated[
     list[str] | None,
@@ -46,6 +51,7 @@ def fairness(
     get: Annotated[bool, typer.Option("--get", help="Only show; also when nothing is set.")] = False,
     set_weight: Weights = None,
     set_share: Shares = None,
+    dry_run: DryRun = False,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     as_json: Json = False,
@@ -58,11 +64,13 @@ def fairness(
         "min_share": dict(_assignment(text, "--set-share") for text in set_share or ()),
     }
     with connect(url, api_key) as client:
-        answer = client.put(PATH, changes) if any(changes.values()) else client.get(PATH)
+        answer = client.put(dry(PATH, dry_run), changes) if any(changes.values()) else client.get(PATH)
     if as_json:
         print_json(answer)
     else:
         _print(answer)
+        if dry_run:
+            note("dry run: nothing was changed")
 
 
 def _assignment(text: str, option: str) -> tuple[str, float | None]:

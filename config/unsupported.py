@@ -7,9 +7,8 @@ from .settings import Settings
 
 def unsupported(settings: Settings) -> list[str]:
     """One sentence for each such setting that is in use: a process that would ignore a protection must not start."""
-    auth, guardrails = settings.auth, settings.guardrails
+    guardrails = settings.guardrails
     in_use = {
-        "auth.rate_limit_per_minute": auth.rate_limit_per_minute > 0,
         "guardrails.blocklist": bool(guardrails.blocklist),
         "guardrails.opa_endpoint": guardrails.opa_endpoint is not None,
     }

@@ -35,13 +35,19 @@ class FairnessStore:
         return (await self._document.read())[0]
 
     async def change(
-        self, weights: Mapping[str, float | None], min_share: Mapping[ShareName, float | None]
+        self,
+        weights: Mapping[str, float | None],
+        min_share: Mapping[ShareName, float | None],
+        *,
+        dry_run: bool = False,
     ) -> Fairness:
-        """Set what is named, leave the rest; None gives a value back to the settings."""
+        """Set what is named, leave the rest; None gives a value back to the settings. Stored unless it is a dry run."""
 
         def changed(now: Fairness) -> Fairness:
             return Fairness(weights=_merged(now.weights, weights), min_share=_merged(now.min_share, min_share))
 
+        if dry_run:
+            return changed(await self.read())
         wanted = await self._document.change(changed)
         log.info("fairness changed", weights=_listed(weights), min_share=_listed(min_share))
         return wanted

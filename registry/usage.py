@@ -42,24 +42,46 @@ def usage_amount(usage: Usage) -> int:
     return pack(1, usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
 
 
-async def usage_rows(
-    broker: Broker,
-    *,
-    tenant: str | None = None,
-    key: str | None = None,
-    model: str | None = None,
-    since: str | None = None,
-    until: str | None = None,
-    by: Period = "day",
-) -> list[UsageRow]:
-    """Rows in order of time, of the days from `since` to `until`, both included. Raises BrokerError."""
-    wanted = tuple(None if part is None else name_of(part) for part in (tenant, key, model))
-    sums: defaultdict[tuple[str, ...], int] = defaultdict(int)
-    for counter, value in (await broker.counters(Series.USAGE, (*wanted, None))).items():
-        *names, date = counter.parts
-        if (since is None or date >= since) and (until is None or date <= until):
-            sums[(date[: _PERIOD_LENGTH[by]], *names)] += value
-    return [_row(names, value) for names, value in sorted(sums.items())]
+class Budget(msgspec.Struct, frozen=True, kw_only=True):
+    """A tenant's tokens of one month: `tokens` are used up, those included that requests under way have reserved."""
+
+    tenant: str
+    month: str
+    tokens: int
+
+
+class UsageBook:
+    """Reads what was counted. Every call may raise BrokerError."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+
+    async def rows(
+        self,
+        *,
+        tenant: str | None = None,
+        key: str | None = None,
+        model: str | None = None,
+        since: str | None = None,
+        until: str | None = None,
+        by: Period = "day",
+    ) -> list[UsageRow]:
+        """In order of time, of the days from `since` to `until`, both included."""
+        wanted = tuple(None if part is None else name_of(part) for part in (tenant, key, model))
+        sums: defaultdict[tuple[str, ...], int] = defaultdict(int)
+        for counter, value in (await self._broker.counters(Series.USAGE, (*wanted, None))).items():
+            *names, date = counter.parts
+            if (since is None or date >= since) and (until is None or date <= until):
+                sums[(date[: _PERIOD_LENGTH[by]], *names)] += value
+        return [_row(names, value) for names, value in sorted(sums.items())]
+
+    async def budgets(self, of_month: str, tenant: str | None = None) -> list[Budget]:
+        """Of every tenant that has a budget and has used some of it."""
+        wanted = None if tenant is None else name_of(tenant)
+        found = await self._broker.counters(Series.BUDGET, (wanted, of_month))
+        return [
+            Budget(tenant=counter.parts[0], month=of_month, tokens=value) for counter, value in sorted(found.items())
+        ]
 
 
 def total(rows: list[UsageRow]) -> dict[str, int]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import msgspec
 from litestar import Request, Response, get, put
 from litestar.di import NamedDependency
+from litestar.params import FromQuery
 from msgspec import Meta
 
 from inferflux.broker.wire import Fairness
@@ -40,6 +41,7 @@ class FairnessAnswer(msgspec.Struct, frozen=True, kw_only=True):
     weights: dict[str, float]
     min_share: dict[str, float]
     changed: Changes
+    dry_run: bool = False
 
 
 @get("/fairness", opt={"scope": "admin"})
@@ -56,18 +58,21 @@ async def change_fairness(
     fairness_store: NamedDependency[FairnessStore],
     tenants: NamedDependency[Tenants],
     gateway: NamedDependency[Gateway],
+    dry_run: FromQuery[bool] = False,
 ) -> Response[bytes]:
     """Change weights and shares of the running fleet; workers follow within a second or so."""
     wanted = await gateway.parse(request, FairnessRequest)
-    return _respond(await fairness_store.change(wanted.weights, wanted.min_share), tenants, gateway)
+    changed = await fairness_store.change(wanted.weights, wanted.min_share, dry_run=dry_run)
+    return _respond(changed, tenants, gateway, dry_run=dry_run)
 
 
-def _respond(changed: Fairness, tenants: Tenants, gateway: Gateway) -> Response[bytes]:
+def _respond(changed: Fairness, tenants: Tenants, gateway: Gateway, *, dry_run: bool = False) -> Response[bytes]:
     weights = {tenant.id: tenant.weight for tenant in tenants.all() if tenant.weight != 1.0}
     in_force = shares(gateway.settings.fairness.min_share, changed)
     answer = FairnessAnswer(
         weights=weights | changed.weights,
         min_share=msgspec.structs.asdict(in_force),
         changed=Changes(changed.weights, changed.min_share),
+        dry_run=dry_run,
     )
     return Response(msgspec.json.encode(answer), media_type="application/json")

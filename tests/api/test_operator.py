@@ -199,6 +199,7 @@ class TestFairness:
             "weights": {},
             "min_share": {"default": 0.2, "batch": 0.05},
             "changed": {"weights": {}, "min_share": {}},
+            "dry_run": False,
         }
 
     async def test_change_is_stored_and_told(self, api: Any) -> None:
@@ -212,6 +213,12 @@ class TestFairness:
         stored = await FairnessStore(PolicyStore(api.broker)).read()
         assert (stored.weights, stored.min_share) == ({"acme": 4.0}, {})
         assert (await api.client.get("/v1/admin/fairness")).json()["changed"]["weights"] == {"acme": 4}
+
+    async def test_a_dry_run_stores_nothing(self, api: Any) -> None:
+        answer = await api.client.put("/v1/admin/fairness?dry_run=true", json={"weights": {"acme": 4}})
+
+        assert (answer.json()["weights"], answer.json()["dry_run"]) == ({"acme": 4}, True)
+        assert (await FairnessStore(PolicyStore(api.broker)).read()).weights == {}
 
     @pytest.mark.parametrize(
         ("body", "param"),

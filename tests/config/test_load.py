@@ -165,7 +165,6 @@ def test_every_setting_whose_name_sounds_secret_is_masked():
 @pytest.mark.parametrize(
     ("path", "text"),
     [
-        ("auth.rate_limit_per_minute", "5"),
         ("guardrails.blocklist", "pii"),
         ("guardrails.opa_endpoint", "http://opa"),
     ],

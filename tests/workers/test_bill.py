@@ -17,7 +17,7 @@ from inferflux.broker.wire import Frame, Limits, TenantLimit
 from inferflux.registry.limits import LimitStore
 from inferflux.registry.quota import unpack
 from inferflux.registry.store import PolicyStore
-from inferflux.registry.usage import UsageRow, usage_rows
+from inferflux.registry.usage import UsageBook, UsageRow
 
 pytestmark = pytest.mark.integration
 
@@ -55,7 +55,7 @@ class Books:
         return sum((await self.fleet.client.counters(Series.BUDGET, (self.tenant, None))).values())
 
     async def usage(self) -> list[UsageRow]:
-        return await usage_rows(self.fleet.client, tenant=self.tenant, by="month")
+        return await UsageBook(self.fleet.client).rows(tenant=self.tenant, by="month")
 
 
 @pytest.fixture
