@@ -15,6 +15,8 @@ from inferflux.broker.subjects import RequestKey
 from inferflux.broker.wire import Claim, Failure, Frame, encode, ends
 from inferflux.config.logs import get_logger
 
+from .idempotency import free
+
 log = get_logger("api.cancel")
 
 MAX_RACES = 10
@@ -46,6 +48,10 @@ class Canceller:
     def start(self, order: Order, unless: Callable[[], Awaitable[bool]] | None = None) -> None:
         """Cancel in the background, `unless` that is true; the caller may itself be cancelled at once."""
         self._spawn(self._persist(order, unless))
+
+    def free(self, key: RequestKey) -> None:
+        """Free the idempotency key of a request that somebody else has ended, in the background."""
+        self._spawn(free(self._broker, key))
 
     async def drain(self, timeout_s: float) -> None:
         """Wait for what was started; what takes longer is given up, and what was to be purged is left to expire."""
@@ -90,6 +96,7 @@ class Canceller:
             frame = Frame(id=order.key.request, attempt=seq, error=order.failure)
             try:
                 await self._broker.put_terminal(order.key, encode(frame), fence=seq)
+                await free(self._broker, order.key)
             except ClaimLost:
                 log.warning("cancelled claim was replaced", request=order.key.request)
         if order.prompt_seq is not None:

@@ -23,7 +23,7 @@ MAX_TRACEPARENT = 128
 class Draft(msgspec.Struct, frozen=True):
     """A prompt before it is published; published twice, anywhere, it is stored once. `salt` is its tenant's. One that
     is not `headed` is no other replica's business; `deadline_s` is when it is too late to start it, in Unix time.
-    `key_id` names the API key it came with."""
+    `key_id` names the API key it came with, `slot` the record of its idempotency key."""
 
     key: RequestKey
     lane: Lane
@@ -33,6 +33,7 @@ class Draft(msgspec.Struct, frozen=True):
     deadline_s: float | None = None
     headed: bool = True
     key_id: str | None = None
+    slot: str | None = None
 
 
 class Desk:
@@ -67,6 +68,7 @@ class Desk:
                 created=draft.created_s,
                 prompt=receipt.seq,
                 include_usage=ask.include_usage,
+                slot=draft.slot,
             ),
         )
         return receipt

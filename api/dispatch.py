@@ -180,8 +180,8 @@ class Dispatcher:
         return self._opened(self._ticket(arrival, draft, seq, resumable=True), stream, arrival.started_s)
 
     def _draft(self, arrival: Arrival, slot: Slot) -> Draft:
-        key, created_s = key_of(slot.record.request), slot.record.created
-        return Draft(key, arrival.lane, arrival.ask, created_s, arrival.tenant.salt, key_id=arrival.key_id)
+        key, created_s, salt = key_of(slot.record.request), slot.record.created, arrival.tenant.salt
+        return Draft(key, arrival.lane, arrival.ask, created_s, salt, key_id=arrival.key_id, slot=slot.name)
 
     async def _start(self, arrival: Arrival, draft: Draft, *, resumable: bool) -> tuple[Receipt, Exchange]:
         tenant = arrival.tenant

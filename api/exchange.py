@@ -62,6 +62,7 @@ class Exchange:
         self.ended = False
         self.spoke = False
         self.stopped: Failure | None = None
+        self.failure: Failure | None = None
         self._patience = patience
         self._meter = meter
         self._on_close = on_close
@@ -111,6 +112,8 @@ class Exchange:
             if batch:
                 self.spoke = True
                 self.ended = batch[-1].frame.terminal
+                # What was made up here is no end on the tape.
+                self.failure = batch[-1].frame.error if batch[-1].seq else None
                 self._meter.note(batch, now_s)
                 return batch
             if not self.spoke:

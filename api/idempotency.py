@@ -9,10 +9,10 @@ from enum import Enum, auto
 
 import msgspec
 
-from inferflux.broker.broker import Broker
+from inferflux.broker.broker import Broker, Tape
 from inferflux.broker.errors import BrokerError, BrokerUnavailable, Code, RequestError, RevisionConflict
-from inferflux.broker.subjects import BUCKET_IDEMPOTENCY
-from inferflux.broker.wire import Wire, decode_frame, encode, ends
+from inferflux.broker.subjects import BUCKET_IDEMPOTENCY, RequestKey
+from inferflux.broker.wire import Failure, Wire, decode_frame, encode, ends
 from inferflux.config.logs import get_logger
 
 from .identity import key_of
@@ -133,14 +133,35 @@ class Idempotency:
             tape = await self._broker.read_tape(key)
             if not tape.frames:
                 return Standing.GONE
-        end = next((entry.body for entry in reversed(tape.frames) if ends(entry.body)), None)
-        return Standing.OPEN if end is None or not _may_pass(end) else Standing.FAILED
+        return Standing.FAILED if failed(tape) else Standing.OPEN
 
 
-def _may_pass(end: bytes) -> bool:
-    """Whether a terminal frame tells of a failure that trying again may cure."""
+async def free(broker: Broker, key: RequestKey) -> None:
+    """Free the idempotency key of a request that has failed: a retry may come when no tape says so any more."""
+    try:
+        head = await broker.read_head(key)
+        if head is None or head.slot is None:
+            return
+        bucket = await broker.bucket(BUCKET_IDEMPOTENCY)
+        entry = await bucket.get(head.slot)
+        if entry is not None and entry.value is not None and _decode(entry.value).request == key.request:
+            await bucket.delete(head.slot, entry.revision)
+    except BrokerError as error:
+        log.warning("idempotency key not freed", request=key.request, reason=str(error))
+
+
+def failed(tape: Tape) -> bool:
+    """Whether a request has ended in a way that trying again may cure."""
+    end = next((entry.body for entry in reversed(tape.frames) if ends(entry.body)), None)
+    if end is None:
+        return False
     try:
         error = decode_frame(end).error
     except (msgspec.DecodeError, UnicodeDecodeError):
         return True
-    return error is not None and http_error(error.code).status >= 429
+    return error is not None and may_pass(error)
+
+
+def may_pass(error: Failure) -> bool:
+    """Whether trying again may cure a failure."""
+    return http_error(error.code).status >= 429

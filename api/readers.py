@@ -7,6 +7,7 @@ from collections import Counter
 from inferflux.broker.subjects import RequestKey
 
 from .exchange import Exchange
+from .idempotency import may_pass
 from .patience import Patience
 from .presence import Presence
 from .relay import Relay
@@ -45,6 +46,8 @@ class Readers:
         """A request's last reader decides what becomes of it."""
         key = exchange.ticket.key
         self.relay.forget(exchange.stream)
+        if exchange.ticket.resumable and exchange.failure is not None and may_pass(exchange.failure):
+            self.vigil.fail(key)
         self._readers[key] -= 1
         num_left = self._readers[key]
         if not num_left:

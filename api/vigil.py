@@ -18,6 +18,7 @@ from inferflux.broker.wire import ends, failure
 from inferflux.config.logs import get_logger
 
 from .cancel import Canceller, Order
+from .idempotency import failed, free
 from .presence import Presence
 from .pressure import Pressure
 
@@ -77,6 +78,10 @@ class Vigil:
         """Nobody reads it here any more."""
         self._here.discard(key)
 
+    def fail(self, key: RequestKey) -> None:
+        """It was read here that this request has failed, and that trying again may cure it."""
+        self._canceller.free(key)
+
     async def look(self, now_s: float) -> None:
         """End what has been unread for the grace. Raises BrokerError."""
         owners, read = await self._presence.look()
@@ -105,6 +110,8 @@ class Vigil:
         prompt_seq = order.prompt_seq if head is None else head.prompt
         tape = await self._broker.read_tape(order.key)
         if any(ends(entry.body) for entry in reversed(tape.frames)):
+            if failed(tape):
+                await free(self._broker, order.key)
             return
         if tape.claim is None and prompt_seq is not None and await self._broker.read_prompt(prompt_seq) is None:
             return

@@ -114,7 +114,7 @@ class Claim(Wire, frozen=True, kw_only=True):
 
 class Head(Wire, frozen=True, kw_only=True):
     """What an API replica notes on the tape of a request that it has accepted: all that another replica needs to go
-    on answering it. `prompt` is the prompt's sequence in the stream."""
+    on answering it. `prompt` is the prompt's sequence in the stream, `slot` the record of its idempotency key."""
 
     kind: Literal["chat", "completion", "embedding"]
     model: str
@@ -123,6 +123,7 @@ class Head(Wire, frozen=True, kw_only=True):
     created: float
     prompt: int
     include_usage: bool = False
+    slot: str | None = None
 
 
 class TokenLogprob(Wire, frozen=True, kw_only=True):

@@ -11,7 +11,9 @@ import pytest
 from harness.scripted_worker import Turn, failing, hello, silent
 
 from inferflux.api import idempotency
+from inferflux.api.cancel import Order
 from inferflux.broker.errors import BrokerError, BrokerUnavailable, Code, MessageTooLarge, QueueFull
+from inferflux.broker.wire import failure
 
 HI = {"messages": [{"role": "user", "content": "Hi"}]}
 
@@ -94,6 +96,23 @@ async def test_a_failure_that_may_pass_is_tried_again(api: Any, code: Code, runs
     assert first.json()["error"]["code"] == code
     assert again.status_code == (200 if runs == 2 else first.status_code)
     assert len(api.worker.turns) == runs
+
+
+@pytest.mark.parametrize("read", [False, True])
+async def test_a_failure_is_tried_again_when_its_tape_is_gone_too(api: Any, read: bool) -> None:
+    api.worker.script = failing(Code.ENGINE_ERROR, "no") if read else silent
+    call = api.call("/v1/chat/completions", HI, idempotency_key="k1")
+    turn = await api.until_running()
+    if not read:
+        call.hang_up()
+        await api.parts.canceller.cancel(Order(turn.key, 1, failure(Code.NO_BACKEND, "no worker")))
+    await call.task
+    await api.parts.canceller.drain(5)
+    await api.broker.purge_tape(turn.key)
+    api.worker.script = hello
+
+    assert (await post(api)).status_code == 200
+    assert len(api.worker.turns) == 2
 
 
 @pytest.mark.parametrize(

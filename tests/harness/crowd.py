@@ -139,9 +139,9 @@ class Crowd:
         assert response.status_code == 200, response.text
         assert response.json()["choices"][0]["text"] == stub_text(prompt, num_tokens)
 
-    async def all(self, urls: Sequence[str], prompts: Sequence[str], num_tokens: int) -> list[Outcome]:
+    async def all(self, urls: Sequence[str], prompts: Sequence[str], num_tokens: int, **body: Any) -> list[Outcome]:
         """One stream for each prompt, all at once, the replicas taking turns."""
-        asking = [self.ask(urls[n % len(urls)], prompt, num_tokens) for n, prompt in enumerate(prompts)]
+        asking = [self.ask(urls[n % len(urls)], prompt, num_tokens, **body) for n, prompt in enumerate(prompts)]
         return list(await asyncio.gather(*asking))
 
 
