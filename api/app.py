@@ -22,13 +22,13 @@ from inferflux.registry.deadletters import DeadLetters
 from inferflux.registry.fairness import FairnessStore
 from inferflux.registry.follower import FleetFollower
 from inferflux.registry.identities import ApiKeys, TenantRecords
+from inferflux.registry.limits import LimitStore
 from inferflux.registry.model_store import ModelsFollower, ModelStore
 from inferflux.registry.models import Models
-from inferflux.registry.limits import LimitStore
 from inferflux.registry.poller import RegistryPoller
+from inferflux.registry.usage import UsageBook
 
 from .audit import Auditor
-from inferflux.registry.usage import UsageBook
 from .auth import Gate
 from .cancel import Canceller
 from .desk import Desk
@@ -49,17 +49,17 @@ from .routes import admin, api_keys, dead, documents, fairness, generation, heal
 from .routes.admin_models import MODEL_ROUTES
 from .routes.audit import list_heads
 from .routes.cache import CACHE_ROUTES
+from .routes.rate_limit import LIMIT_ROUTES
 from .routes.routing import ROUTING_ROUTES
+from .routes.usage import get_usage
 from .status import Metrics, Status
 from .sweeper import Sweeper
 from .throttle import Throttle, add_headers
 from .vigil import Vigil
 
 
-from .routes.rate_limit import LIMIT_ROUTES
 class Parts:
     """Every part of one API replica; `start` and `close` are its life."""
-from .routes.usage import get_usage
 
     def __init__(self, settings: Settings, broker: Broker, stamper: Stamper, served: Models, control: Control) -> None:
         identity = Identity(stamper)
@@ -167,6 +167,8 @@ def create_app(settings: Settings, broker: Broker, stamper: Stamper, served: Mod
             "anchors": _provide(Anchors(broker)),
             "dead_letters": _provide(DeadLetters(broker)),
             "fairness_store": _provide(FairnessStore(control.store)),
+            "limit_store": _provide(LimitStore(control.store)),
+            "usage_book": _provide(UsageBook(broker)),
             "api_keys": _provide(ApiKeys(control.store)),
             "tenant_records": _provide(TenantRecords(control.store)),
             "tenants": _provide(control.tenants),
@@ -202,14 +204,14 @@ _ADMIN = [
     dead.drop_dead,
     fairness.get_fairness,
     fairness.change_fairness,
+    *LIMIT_ROUTES,
+    get_usage,
     *MODEL_ROUTES,
     *ROUTING_ROUTES,
     *CACHE_ROUTES,
     api_keys.list_api_keys,
     api_keys.create_api_key,
     api_keys.revoke_api_key,
-            "limit_store": _provide(LimitStore(control.store)),
-            "usage_book": _provide(UsageBook(broker)),
     tenants.list_tenants,
     tenants.get_tenant,
     tenants.change_tenant,
@@ -237,5 +239,3 @@ def _count(metrics: Metrics, status: int, scope: Scope) -> None:
     handler = scope.get("route_handler")
     route = scope.get("path_template") or "none" if handler is not None else "none"
     metrics.api.http_requests.labels(scope["method"], route, str(status)).inc()  # type: ignore[typeddict-item]
-    *LIMIT_ROUTES,
-    get_usage,
