@@ -223,6 +223,12 @@ class WorkerMetrics:
             ("model", "outcome"),
             registry=registry,
         )
+        self.limit_refusals = Counter(
+            "inferflux_limit_refusals",
+            "Prompts that did not fit into what is left of a limit of their key or tenant, by error code.",
+            ("code",),
+            registry=registry,
+        )
         self.request_queue_time = Histogram(
             "inferflux_request_queue_time_seconds",
             "From a prompt's acceptance to its claim.",
@@ -242,12 +248,6 @@ class WorkerMetrics:
             "From a request's first token to its last.",
             model,
             buckets=_REQUEST_S,
-            registry=registry,
-        )
-        self.limit_refusals = Counter(
-            "inferflux_limit_refusals",
-            "Prompts that did not fit into what is left of a limit of their key or tenant, by error code.",
-            ("code",),
             registry=registry,
         )
         self.step_time = Histogram(
