@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 
 import msgspec
@@ -25,7 +26,7 @@ LOOK_S = 30.0
 class Case(msgspec.Struct, frozen=True):
     """What is known of a stored prompt: its lane's model, when it was stored, its deadline, and its newest claim.
 
-    `alive` is whether the worker of that claim still is.
+    `alive` is whether the worker of that claim still is, `batch` whether it is work that nobody waits for.
     """
 
     model: str
@@ -33,6 +34,14 @@ class Case(msgspec.Struct, frozen=True):
     deadline_s: float | None = None
     claim: Claim | None = None
     alive: bool = False
+    batch: bool = False
+
+    @property
+    def patient_until_s(self) -> float:
+        """Until when it waits for a worker of its model, however long there has been none: batch work, its deadline."""
+        if not self.batch:
+            return self.stored_s
+        return math.inf if self.deadline_s is None else self.deadline_s
 
 
 def verdict(case: Case, *, now_s: float, absent_s: float, settings: QueueSettings) -> Failure | None:
@@ -49,6 +58,8 @@ def verdict(case: Case, *, now_s: float, absent_s: float, settings: QueueSetting
         grace_s += settings.lease_s
     elif case.deadline_s is not None and now_s > case.deadline_s + MARGIN_S:
         return failure(Code.QUEUE_TIMEOUT, "the request waited longer than its deadline allows")
+    if now_s < case.patient_until_s:
+        return None
     why = no_backend(case.model, waited_s=now_s - case.stored_s, absent_s=absent_s, grace_s=grace_s)
     if why is not None and _exhausted(case, settings.max_attempts):
         return failure(
@@ -107,6 +118,6 @@ class Agenda:
         self._due_s[lane] = now_s + LOOK_S
         self._absent_due_s[lane] = 0.0
         if first is not None:
-            self._absent_due_s[lane] = first.stored_s + self._settings.no_backend_grace_s
+            self._absent_due_s[lane] = max(first.stored_s + self._settings.no_backend_grace_s, first.patient_until_s)
             if first.deadline_s is not None:
                 self._due_s[lane] = min(self._due_s[lane], first.deadline_s + MARGIN_S)

@@ -11,7 +11,7 @@ from inferflux.broker.broker import Broker, StoredPrompt
 from inferflux.broker.errors import BrokerError, Code
 from inferflux.broker.ownership import head, request_key
 from inferflux.broker.stamp import Stamper
-from inferflux.broker.subjects import Lane
+from inferflux.broker.subjects import Lane, ServiceClass
 from inferflux.broker.wire import Failure
 from inferflux.config.logs import get_logger
 from inferflux.config.metrics import ApiMetrics
@@ -135,6 +135,7 @@ class Sweeper:
             deadline_s=head(prompt.body).deadline,
             claim=claim,
             alive=claim is not None and self._follower.fleet.has_worker(claim.worker),
+            batch=prompt.lane.service_class is ServiceClass.BATCH,
         )
         if claim is not None and claim.prompt not in (0, prompt.seq):
             return case, False  # a second prompt under a used id: whoever pulls it drops it

@@ -36,6 +36,16 @@ def test_without_a_worker_it_waits_the_grace_from_when_both_began() -> None:
     assert ends(Case("m", NOW_S - 10), absent_s=100) == "no_backend"
 
 
+def test_batch_work_waits_for_a_worker_until_its_deadline() -> None:
+    claim = Claim(worker="w", at=NOW_S - 50)
+
+    assert ends(Case("m", NOW_S - 100, None, batch=True), absent_s=99) is None
+    assert ends(Case("m", NOW_S - 100, NOW_S + 1, batch=True), absent_s=99) is None
+    assert ends(Case("m", NOW_S - 100, NOW_S - MARGIN_S - 0.1, batch=True), absent_s=99) == "queue_timeout"
+    assert ends(Case("m", NOW_S - 100, NOW_S + 1, claim, batch=True), absent_s=200) is None
+    assert ends(Case("m", NOW_S - 100, NOW_S - 16, claim, batch=True), absent_s=200) == "no_backend"
+
+
 def test_running_is_left_to_its_worker_and_to_redelivery() -> None:
     running = Claim(worker="w", at=NOW_S - 50)
     late = NOW_S - 50
