@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .breakeven import Rate
 
+SHORT_TOKENS = 128
 STRETCH = 1.8
 MIN_TOKENS = 16
 
@@ -12,8 +13,9 @@ class Pace:
     """Steps and prompt tokens are expected to take what they took lately.
 
     Each prompt that waits may stretch a step by `STRETCH` times what its decodes take alone: one long prompt hardly
-    slows the streams beside it, many prompts get their turn soon. On a CPU the tokens of such chunks cost hardly more
-    than those of large ones, because a pass over the weights pays off from a few dozen tokens on.
+    slows the streams beside it, many prompts get their turn soon. On a CPU the tokens of such chunks cost little more
+    than those of large ones, because a pass over the weights pays off from a few dozen tokens on. A prompt of up to
+    `SHORT_TOKENS` is not divided: it would make the streams wait once, and is over.
     """
 
     def __init__(self) -> None:

@@ -16,7 +16,7 @@ from ..backends.backend import Capacity, Chunk, Sample
 from .job import Job
 from .kv_cache import KVCache
 from .limits import max_length, refusal
-from .pace import Pace
+from .pace import SHORT_TOKENS, Pace
 from .plan import Placement, Plan
 from .sequence import CLASS_RANKS, Sequence
 
@@ -141,10 +141,12 @@ class Scheduler:
         num_preemptions = self.num_preemptions
         budget = self._max_batch_tokens
         budget -= self._schedule_decodes(chosen, budget)
+        room = budget
         if chosen:
-            budget = min(budget, self._prompt_budget(len(chosen)))
+            budget = min(budget, self.settings.chunked_prefill_tokens)
+            room = self._room(len(chosen), budget)
         # Pages that somebody has just given back are not for a newcomer.
-        self._schedule_prompts(chosen, placements, budget, may_admit=num_preemptions == self.num_preemptions)
+        self._schedule_prompts(chosen, placements, budget, room, may_admit=num_preemptions == self.num_preemptions)
         return Plan(placements, list(chosen), [self._chunk(sequence, count) for sequence, count in chosen.items()])
 
     def commit(self, plan: Plan, samples: Items[Sample]) -> list[tuple[Sequence, Sample]]:
@@ -181,19 +183,19 @@ class Scheduler:
                 chosen[sequence] = 1
         return len(chosen)
 
-    def _prompt_budget(self, num_decodes: int) -> int:
-        """Prompt tokens that a step may compute beside decodes."""
-        most = self.settings.chunked_prefill_tokens
+    def _room(self, num_decodes: int, budget: int) -> int:
+        """How much of the budget long prompts may take beside decodes."""
         room = self.pace.room(num_decodes, len(self.running) - num_decodes + len(self.candidates()))
-        return most if room is None else min(most, room)
+        return budget if room is None else min(budget, room)
 
     def _schedule_prompts(
-        self, chosen: dict[Sequence, int], placements: list[Placement], budget: int, *, may_admit: bool
+        self, chosen: dict[Sequence, int], placements: list[Placement], budget: int, room: int, *, may_admit: bool
     ) -> None:
-        """Spend the budget on the others in order, whether they run already or begin now."""
+        """Spend the budget on the others in order, whether they run already or begin now; no more than `room` on
+        what is long."""
         num_reserved = 0
         for sequence in self._prompts_in_order():
-            if not budget:
+            if room <= 0:
                 return
             if sequence.is_restoring:
                 num_reserved += 1
@@ -209,9 +211,12 @@ class Scheduler:
                 if not may_admit:
                     continue
             # An embedding is one chunk whatever its length, and ends the step.
-            count = sequence.num_remaining if sequence.job.embed else min(sequence.num_remaining, budget)
+            count = sequence.num_remaining
+            if not sequence.job.embed:
+                count = min(count, budget if count <= SHORT_TOKENS else room)
             chosen[sequence] = count
-            budget = max(budget - count, 0)
+            budget -= count
+            room = min(room - count, budget)
 
     def _prompts_in_order(self) -> list[Sequence]:
         prefilling = [sequence for sequence in self.running if sequence.num_remaining > 1]

@@ -3,6 +3,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from inferflux.broker.subjects import ServiceClass
 from inferflux.config.settings import SchedulerSettings
 from inferflux.workers.backends.backend import Capacity, Sample, SamplingParams
 from inferflux.workers.engine.job import Job
+from inferflux.workers.engine.pace import STRETCH
 from inferflux.workers.engine.pages import chain_hash, root_hash
 from inferflux.workers.engine.plan import Placement, Plan
 from inferflux.workers.engine.scheduler import Scheduler
@@ -506,3 +508,28 @@ def test_what_can_never_run_is_refused_with_the_reason(pages_shared: bool) -> No
     assert refusal.param == "logit_bias"
     assert small.refusal(Job(request="r", choice=0, prompt=(), max_tokens=1)) is not None
     assert small.refusal(Job(request="r", choice=0, prompt=(1,) * 15, max_tokens=100)) is None
+
+
+def test_a_long_prompt_goes_in_small_chunks_beside_streams_and_a_short_one_at_once() -> None:
+    limits = msgspec.structs.replace(
+        capacity(pages_shared=True, num_pages=1000, context_length=2000), max_batch_tokens=512
+    )
+    scheduler = Scheduler(SchedulerSettings(), limits)
+
+    def step() -> dict[str, int]:
+        plan = scheduler.schedule()
+        scheduler.commit(plan, [Sample(None if chunk.sampling is None else 1) for chunk in plan.batch])
+        return {
+            sequence.job.request: len(chunk.tokens) for sequence, chunk in zip(plan.sequences, plan.batch, strict=True)
+        }
+
+    scheduler.add(Job(request="stream", choice=0, prompt=(1, 2, 3), max_tokens=500))
+    step()
+    for _ in range(20):
+        scheduler.pace.observe(1, 0, 0.01)
+        scheduler.pace.observe(1, 100, 0.01 + 100 * 0.001)
+    scheduler.add(Job(request="long", choice=0, prompt=tuple(range(900)), max_tokens=5))
+    assert step() == {"stream": 1, "long": int(STRETCH * 10)}
+    scheduler.add(Job(request="short", choice=0, prompt=(7,) * 90, max_tokens=5, service_class=ServiceClass.PRIORITY))
+    assert step() == {"stream": 1, "short": 90}
+    assert step() == {"stream": 1, "short": 1, "long": int(STRETCH * 10)}
