@@ -13,7 +13,9 @@ from litestar.handlers import BaseRouteHandler
 from litestar.types import Guard, Message, Scope
 
 from inferflux.broker.broker import Broker
+from inferflux.broker.objects import Objects
 from inferflux.broker.stamp import Stamper
+from inferflux.broker.subjects import OBJECTS_FILES
 from inferflux.config.settings import Settings
 from inferflux.registry.audit import Anchorage, Anchors
 from inferflux.registry.cache import CacheStore
@@ -30,9 +32,13 @@ from inferflux.registry.usage import UsageBook
 
 from .audit import Auditor
 from .auth import Gate
+from .batches.office import Office
+from .batches.records import BatchRecords
+from .batches.services import Services
 from .cancel import Canceller
 from .desk import Desk
 from .dispatch import Dispatcher
+from .files import Files
 from .gateway import Gateway
 from .idempotency import Idempotency
 from .identity import Identity
@@ -48,6 +54,8 @@ from .resumption import Resumption
 from .routes import admin, api_keys, dead, documents, fairness, generation, health, models, queue, streams, tenants
 from .routes.admin_models import MODEL_ROUTES
 from .routes.audit import list_heads
+from .routes.batches import BATCH_ROUTES
+from .routes.files import FILE_ROUTES, create_file
 from .routes.cache import CACHE_ROUTES
 from .routes.rate_limit import LIMIT_ROUTES
 from .routes.routing import ROUTING_ROUTES
@@ -56,6 +64,10 @@ from .status import Metrics, Status
 from .sweeper import Sweeper
 from .throttle import Throttle, add_headers
 from .vigil import Vigil
+
+
+FORM_BYTES = 64 * 1024
+"""What a form may have around the file that it uploads."""
 
 
 class Parts:
@@ -78,9 +90,10 @@ class Parts:
         self.presence = Presence(broker, identity.owner, grace_s)
         self.vigil = Vigil(broker, identity.owner, self.canceller, self.presence, self.pressure, grace_s)
         patience = Patience(settings.queue, self.follower.fleet, self.canceller)
+        desk = Desk(settings, broker, identity, stamper)
         self.dispatcher = Dispatcher(
             settings,
-            Desk(settings, broker, identity, stamper),
+            desk,
             Readers(identity.owner, self.relay, self.presence, self.vigil, patience),
             Idempotency(broker, settings.streams.idempotency_ttl_s, settings.queue.queue_timeout_s),
             self.pressure,
@@ -96,6 +109,23 @@ class Parts:
             settings, self.model_store, identity.replica, self.presence.is_there, self.metrics.api
         )
         ModelsFollower(served, self.metrics.api).follow(control.registry, control.store)
+        objects = Objects(broker.chunks(OBJECTS_FILES))
+        self.files = Files(settings.files, settings.tenants, objects)
+        services = Services(
+            settings=settings,
+            broker=broker,
+            desk=desk,
+            canceller=self.canceller,
+            pressure=self.pressure,
+            fleet=self.follower.fleet,
+            models=served,
+            tenants=control.tenants,
+            records=BatchRecords(broker),
+            objects=objects,
+            files=self.files,
+            metrics=self.metrics.api,
+        )
+        self.office = Office(services, identity.replica)
         self.status = Status(broker, self.follower.fleet, self.dispatcher, self.pressure, self.metrics)
 
     async def start(self) -> None:
@@ -109,10 +139,12 @@ class Parts:
         self.vigil.start()
         self.follower.start()
         self.sweeper.start()
+        self.office.start()
 
     async def close(self) -> None:
         """Ends what is still open at once; drain first where that matters."""
         await self.dispatcher.drain(0.0)
+        await self.office.close()
         await self.canceller.drain(self.settings.broker.timeout_s)
         await self.vigil.close()
         await self.presence.close()
@@ -150,7 +182,13 @@ def create_app(settings: Settings, broker: Broker, stamper: Stamper, served: Mod
         route_handlers=[
             Router(
                 "/v1",
-                route_handlers=[*_V1, Router("/admin", route_handlers=_ADMIN)],
+                route_handlers=[
+                    *_V1,
+                    Router("/admin", route_handlers=_ADMIN),
+                    Router(
+                        "/", route_handlers=[create_file], request_max_body_size=settings.files.max_bytes + FORM_BYTES
+                    ),
+                ],
                 guards=[_guard(parts.gate), _guard(parts.auditor.guard)],
             ),
             *_OPEN,
@@ -164,6 +202,9 @@ def create_app(settings: Settings, broker: Broker, stamper: Stamper, served: Mod
             "poller": _provide(parts.poller),
             "fleet": _provide(parts.follower.fleet),
             "queues": _provide(parts.queues),
+            "files": _provide(parts.files),
+            "batches": _provide(parts.office.batches),
+            "api_metrics": _provide(parts.metrics.api),
             "anchors": _provide(Anchors(broker)),
             "dead_letters": _provide(DeadLetters(broker)),
             "fairness_store": _provide(FairnessStore(control.store)),
@@ -192,6 +233,8 @@ _V1 = [
     streams.resume_stream,
     models.list_models,
     models.get_model,
+    *FILE_ROUTES,
+    *BATCH_ROUTES,
 ]
 _ADMIN = [
     admin.list_workers,

@@ -28,6 +28,7 @@ from .answers import (
 )
 from .exchange import Exchange, Ticket
 from .identity import CHAT_ID, COMPLETION_ID
+from .parameters import unsupported
 from .problems import FailureError
 from .replies import TapeFrame
 
@@ -138,7 +139,11 @@ def completion_answer(assembly: Assembly, *, logprobs: bool) -> Completion:
     )
 
 
-def embedding_answer(assembly: Assembly, *, base64_floats: bool) -> EmbeddingList:
+def embedding_answer(assembly: Assembly, *, base64_floats: bool, dimensions: int | None) -> EmbeddingList:
+    """Raises RequestError where vectors of another length were asked for."""
+    lengths = {len(choice.embedding) for _, choice in assembly.choices()}
+    if dimensions is not None and lengths != {dimensions}:
+        raise unsupported("dimensions", f"must be left out or be {lengths.pop()}, the length of this model's vectors")
     return EmbeddingList(
         data=[
             EmbeddingItem(number, _base64(choice.embedding) if base64_floats else choice.embedding)

@@ -8,9 +8,11 @@ from typing import Any
 import msgspec
 
 from .answers import ChatCompletion, Completion, EmbeddingList, ModelAnswer, ModelList
+from .batches.answers import BatchAnswer, BatchList, FileAnswer, FileDeleted, FileList
 from .problems import Problem
 from .queues import CancelAnswer
 from .routes.api_keys import ApiKeyRequest, NewApiKeyAnswer
+from .routes.batches import BatchRequest
 from .routes.dead import RetryAnswer, WholeLetterAnswer
 from .routes.fairness import FairnessAnswer, FairnessRequest
 from .routes.rate_limit import RateLimitAnswer, RateLimitRequest
@@ -20,6 +22,11 @@ from .schemas import ChatRequest, CompletionRequest, EmbeddingRequest
 from .status import StatusAnswer
 
 _PLAIN: dict[str, Any] = {"type": "object"}
+_FORM: dict[str, Any] = {
+    "type": "object",
+    "properties": {"file": {"type": "string", "format": "binary"}, "purpose": {"type": "string", "enum": ["batch"]}},
+    "required": ["file", "purpose"],
+}
 _DRY_RUN = "Check the request and answer what it would do, and change nothing."
 
 
@@ -34,6 +41,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     answer: type[msgspec.Struct] | None = None
     streams: bool = False
     media_type: str = "application/json"
+    uploads: bool = False
     status: int = 200
     dry_run: bool = False
     query: tuple[str, ...] = ()
@@ -72,6 +80,57 @@ OPERATIONS = (
         summary="Go on reading an answer, after the header Last-Event-ID or the query parameter last_event_id.",
         scope="generate",
         streams=True,
+    ),
+    Operation(
+        method="post",
+        path="/v1/files",
+        summary="Upload a file of requests: a form with `file` and `purpose`.",
+        scope="generate",
+        answer=FileAnswer,
+        uploads=True,
+    ),
+    Operation(
+        method="get",
+        path="/v1/files",
+        summary="List the files.",
+        scope="generate",
+        answer=FileList,
+        query=("after", "limit", "order", "purpose"),
+    ),
+    Operation(method="get", path="/v1/files/{file_id}", summary="One file.", scope="generate", answer=FileAnswer),
+    Operation(
+        method="delete", path="/v1/files/{file_id}", summary="Delete a file.", scope="generate", answer=FileDeleted
+    ),
+    Operation(
+        method="get",
+        path="/v1/files/{file_id}/content",
+        summary="A file's bytes.",
+        scope="generate",
+        media_type="application/octet-stream",
+    ),
+    Operation(
+        method="post",
+        path="/v1/batches",
+        summary="Have every request of a file answered when there is room.",
+        scope="generate",
+        request=BatchRequest,
+        answer=BatchAnswer,
+    ),
+    Operation(
+        method="get",
+        path="/v1/batches",
+        summary="List the batches.",
+        scope="generate",
+        answer=BatchList,
+        query=("after", "limit"),
+    ),
+    Operation(method="get", path="/v1/batches/{batch_id}", summary="One batch.", scope="generate", answer=BatchAnswer),
+    Operation(
+        method="post",
+        path="/v1/batches/{batch_id}/cancel",
+        summary="Stop a batch; what is answered by then stays.",
+        scope="generate",
+        answer=BatchAnswer,
     ),
     Operation(method="get", path="/v1/models", summary="List the models.", scope="read", answer=ModelList),
     Operation(method="get", path="/v1/models/{model_id}", summary="One model.", scope="read", answer=ModelAnswer),
@@ -237,6 +296,8 @@ def _operation(each: Operation, refs: dict[Any, dict[str, Any]]) -> dict[str, An
         operation["description"] = f"Needs a key with the scope `{each.scope}`."
     if each.request is not None:
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": refs[each.request]}}}
+    if each.uploads:
+        operation["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}}
     parameters: list[dict[str, Any]] = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
         for name in re.findall(r"{(\w+)}", each.path)

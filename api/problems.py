@@ -18,6 +18,7 @@ from inferflux.broker.errors import (
     MessageTooLarge,
     QueueFull,
     RequestError,
+    StoreFull,
     TapeFull,
     TooManyLanes,
 )
@@ -68,6 +69,8 @@ def to_failure(error: Exception) -> Failure:
             return _overload(Code.TOO_MANY_LANES, "too many tenants are waiting at once; try again shortly")
         case TapeFull():
             return _overload(Code.TAPE_FULL, "the server holds as much output as it may; try again shortly")
+        case StoreFull():
+            return Failure(code=Code.STORAGE_FULL.value, message="the server has no room for files; tell its operator")
         case BrokerUnavailable():
             return _overload(Code.BROKER_UNAVAILABLE, "the message broker cannot be reached; try again shortly")
         case _:

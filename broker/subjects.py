@@ -50,6 +50,8 @@ KEYS_TENANT = "tenant."
 KEYS_API_KEY = "key."
 OBJECTS_FILES = "files"
 OBJECT_STORES = (OBJECTS_FILES,)
+BATCH = "batch"
+SUBMISSION = "submit"
 
 HEADER_MSG_ID = "Nats-Msg-Id"
 KEY_VAULT = "vault"
@@ -316,6 +318,24 @@ def kv_stream(bucket: str) -> str:
 def kv(bucket: str, key: str) -> str:
     """Where an entry is put; the key `>` names all of them."""
     return f"$KV.{bucket}.{key}"
+
+
+def batch_key(tenant: str, ident: str) -> str:
+    """The entry of one batch in the bucket `batches`."""
+    return f"{BATCH}.{encode_token(tenant)}.{encode_token(ident)}"
+
+
+def submission_key(tenant: str, ident: str) -> str:
+    """Where a tenant puts a batch that it wants run."""
+    return f"{SUBMISSION}.{encode_token(tenant)}.{encode_token(ident)}"
+
+
+def parse_batch_key(key: str) -> tuple[str, str, str]:
+    """Whether an entry is a `BATCH` or a `SUBMISSION`, its tenant and its id. Raises ValueError for any other key."""
+    parts = key.split(".")
+    if len(parts) != 3 or parts[0] not in (BATCH, SUBMISSION):
+        raise ValueError(f"{key[:100]!r} names no batch")
+    return parts[0], decode_token(parts[1]), decode_token(parts[2])
 
 
 def object_stream(store: str) -> str:

@@ -103,6 +103,27 @@ class ApiMetrics:
             ("model", "code"),
             registry=registry,
         )
+        self.batches = Gauge(
+            "inferflux_batches", "Batches that have not ended, by status.", ("status",), registry=registry
+        )
+        self.batches_running = Gauge(
+            "inferflux_batches_running", "Batches that this replica works on.", registry=registry
+        )
+        self.batch_lines = Counter(
+            "inferflux_batch_lines",
+            "Batch lines that ended at this replica: completed, failed, or tried again.",
+            ("model", "outcome"),
+            registry=registry,
+        )
+        self.batch_lines_running = Gauge(
+            "inferflux_batch_lines_running", "Batch lines that this replica has in flight.", registry=registry
+        )
+        self.batch_takeovers = Counter(
+            "inferflux_batch_takeovers", "Batches that this replica took over from one that fell silent.", registry=registry
+        )
+        self.file_bytes = Counter(
+            "inferflux_file_bytes", "Bytes of files, by direction: in or out.", ("direction",), registry=registry
+        )
         self.workers = Gauge("inferflux_workers", "Live workers that serve a model.", model, registry=registry)
         self.tape_fill = Gauge("inferflux_tape_fill", "Share of the tape's byte limit in use.", registry=registry)
         self.registry_events = Counter(

@@ -8,9 +8,8 @@ from typing import Any
 from litestar import Request, Response, post
 from litestar.di import NamedDependency
 
-from ..answers import EmbeddingList
 from ..ask import ask
-from ..assembly import Assembly, chat_answer, completion_answer, embedding_answer
+from ..assembly import chat_answer, completion_answer, embedding_answer
 from ..events import ChatEvents, CompletionEvents
 from ..gateway import Gateway
 from ..parameters import unsupported
@@ -45,12 +44,6 @@ async def create_embedding(request: Request[Any, Any, Any], gateway: NamedDepend
     """Turn texts into vectors."""
     body = await gateway.parse(request, EmbeddingRequest)
     exchange = await gateway.open(request, ask(body, partial(embedding_prompt, body)))
-    return await gateway.whole(exchange, partial(_embedding_answer, body))
-
-
-def _embedding_answer(body: EmbeddingRequest, assembly: Assembly) -> EmbeddingList:
-    answer = embedding_answer(assembly, base64_floats=body.encoding_format == "base64")
-    lengths = {len(choice.embedding) for _, choice in assembly.choices()}
-    if body.dimensions is not None and lengths != {body.dimensions}:
-        raise unsupported("dimensions", f"must be left out or be {lengths.pop()}, the length of this model's vectors")
-    return answer
+    base64_floats = body.encoding_format == "base64"
+    shape = partial(embedding_answer, base64_floats=base64_floats, dimensions=body.dimensions)
+    return await gateway.whole(exchange, shape)

@@ -31,14 +31,22 @@ async def running(app: Any) -> AsyncIterator[None]:
 
 
 class Call:
-    """One request: read status and body as they come, hang up at will."""
+    """One request: read status and body as they come, hang up at will. A body that is not `whole` has more to come."""
 
     def __init__(
-        self, app: Any, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
+        self,
+        app: Any,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        headers: dict[str, str] | None = None,
+        *,
+        whole: bool = True,
     ) -> None:
         self.status = 0
         self.headers: dict[str, str] = {}
         self._app = app
+        self._whole = whole
         self._messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._gone = asyncio.Event()
         self._body: bytes | None = body
@@ -99,7 +107,7 @@ class Call:
     async def _receive(self) -> dict[str, Any]:
         if self._body is not None:
             body, self._body = self._body, None
-            return {"type": "http.request", "body": body, "more_body": False}
+            return {"type": "http.request", "body": body, "more_body": not self._whole}
         await self._gone.wait()
         return {"type": "http.disconnect"}
 

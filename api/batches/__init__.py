@@ -1,0 +1,1 @@
+"""Batches: validating files of requests, running their lines, keeping what they answered. Any replica runs any."""
