@@ -17,6 +17,7 @@ from inferflux.config.settings import Settings, TenantSettings
 
 from . import permissions, server_config, subjects, topology
 from .credentials import ROLE_ADMIN, Connection, StoredCredentials, load
+from .disk_watch import DiskWatch
 from .errors import BrokerError, ConfigError
 from .jetstream_api import JetStreamApi
 from .link import Link
@@ -29,17 +30,20 @@ READY_S = 20.0
 STOP_S = 10.0
 MAX_BACKOFF_S = 5.0
 STEADY_S = 10.0
+LOOK_S = 2.0
 
 log = get_logger("broker")
 
 
 class EmbeddedServer:
-    """Starts nats-server on loopback, waits until it serves with the streams in place, and restarts it when it dies."""
+    """Starts nats-server on loopback, waits until it serves with the streams in place, and restarts it when it dies, or
+    when it stores nothing any more although its disk has room again."""
 
     def __init__(self, settings: Settings, tenants: Sequence[TenantSettings] | None = None) -> None:
         self._settings = settings
         self._tenants = settings.tenants if tenants is None else tuple(tenants)
         self._store = Store(Path(settings.broker.store_dir))
+        self._disk = DiskWatch(self._store.path / server_config.LOG_FILE)
         self._process: asyncio.subprocess.Process | None = None
         self._supervisor: asyncio.Task[None] | None = None
         self._credentials: StoredCredentials | None = None
@@ -116,6 +120,7 @@ class EmbeddedServer:
 
     async def _spawn(self, binary: Path, config: Path) -> None:
         # Its log goes to a file of its own; here come a configuration it cannot read, and crashes.
+        self._disk.begin()
         errors = self._store.write(ERROR_FILE, b"")
         with errors.open("wb") as stderr:
             self._process = await asyncio.create_subprocess_exec(
@@ -165,9 +170,8 @@ class EmbeddedServer:
         backoff_s = 0.1
         loop = asyncio.get_running_loop()
         while True:
-            assert self._process is not None
             started = loop.time()
-            status = await self._process.wait()
+            status = await self._ended()
             if loop.time() - started > STEADY_S:
                 backoff_s = 0.1
             log.error("nats-server died; restarting it", status=_status(status), pause_s=backoff_s)
@@ -179,6 +183,20 @@ class EmbeddedServer:
                 log.info("nats-server is ready again", pid=self.pid)
             except (OSError, BrokerError, ConfigError) as error:
                 log.error("nats-server does not come back", reason=str(error))
+
+    async def _ended(self) -> int:
+        """The status of the server, once it has ended; ends it where that is what it needs."""
+        process = self._process
+        assert process is not None
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    return await process.wait()
+            if self._disk.can_be_cured():
+                log.error("nats-server stores nothing since the disk was full; ending it", pid=process.pid)
+                with contextlib.suppress(ProcessLookupError):
+                    process.terminate()
+                return await process.wait()
 
     def _last_words(self) -> str:
         for name in (ERROR_FILE, server_config.LOG_FILE):

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from inferflux.broker.embedded import die_with_parent
@@ -17,21 +18,21 @@ from .nats import NatsServers
 DISK_MB = 128
 
 
-class SmallDiskNats(NatsServers):
-    """The store is a tmpfs in a mount namespace that one process keeps, so nothing stays mounted when that ends."""
+class SmallDisk:
+    """A tmpfs in a mount namespace that one process keeps, so nothing stays mounted when that ends."""
 
-    def __init__(self, path: Path, settings: Settings) -> None:
-        super().__init__(path, settings)
-        self._store = path / "node-0"
-        self._store.mkdir(parents=True)
+    def __init__(self, path: Path) -> None:
+        path.mkdir(parents=True)
+        self._path = path
         mount = f'mount -t tmpfs -o size={DISK_MB}m tmpfs "$0" && echo mounted && exec sleep infinity'
-        command = die_with_parent([_path("unshare"), "--mount", "sh", "-c", mount, str(self._store)])
+        command = die_with_parent([_path("unshare"), "--mount", "sh", "-c", mount, str(path)])
         self._keeper = subprocess.Popen(command, stdout=subprocess.PIPE)
         assert self._keeper.stdout is not None
         assert self._keeper.stdout.readline() == b"mounted\n"
 
-    def _command(self, log: Path) -> list[str]:
-        return [_path("nsenter"), "-t", str(self._keeper.pid), "--mount", *super()._command(log)]
+    def sees(self, command: Sequence[str]) -> list[str]:
+        """The command, run where the disk is mounted."""
+        return [_path("nsenter"), "-t", str(self._keeper.pid), "--mount", *command]
 
     def fill(self) -> None:
         """Take every byte that is left."""
@@ -45,14 +46,28 @@ class SmallDiskNats(NatsServers):
         self._ballast.unlink()
 
     def close(self) -> None:
-        super().close()
         self._keeper.kill()
         self._keeper.communicate()
 
     @property
     def _ballast(self) -> Path:
-        # The disk as the server sees it.
-        return Path(f"/proc/{self._keeper.pid}/root{self._store}/ballast")
+        # The disk as whoever is inside sees it.
+        return Path(f"/proc/{self._keeper.pid}/root{self._path}/ballast")
+
+
+class SmallDiskNats(NatsServers):
+    """One node whose store is on a small disk."""
+
+    def __init__(self, path: Path, settings: Settings) -> None:
+        super().__init__(path, settings)
+        self.disk = SmallDisk(path / "node-0")
+
+    def _command(self, log: Path) -> list[str]:
+        return self.disk.sees(super()._command(log))
+
+    def close(self) -> None:
+        super().close()
+        self.disk.close()
 
 
 def _path(program: str) -> str:

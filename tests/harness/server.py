@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -142,10 +142,12 @@ def running_server(
     num_workers: int = 1,
     settings: dict[str, Any] | None = None,
     nats_dir: Path | None = None,
+    within: Callable[[Sequence[str]], list[str]] = list,
 ) -> Iterator[Server]:
     """Serve the given GGUF, or the stub, until the block ends.
 
-    With `nats_dir`, the folder of a NATS that runs already, `inferctl api` and `inferctl worker` join it.
+    With `nats_dir`, the folder of a NATS that runs already, `inferctl api` and `inferctl worker` join it. `within` may
+    put a command before each command.
     """
     folder.mkdir(parents=True, exist_ok=True)
     port = free_ports(num_replicas)
@@ -167,7 +169,7 @@ def running_server(
     with log.open("wb") as output:
         for command in commands:
             arguments = [sys.executable, "-m", "inferflux.cli.main", *command, "--config", str(path)]
-            processes.append(subprocess.Popen(arguments, stdout=output, stderr=output, cwd=folder, env=environ))
+            processes.append(subprocess.Popen(within(arguments), stdout=output, stderr=output, cwd=folder, env=environ))
     server = Server(folder, processes, [f"http://127.0.0.1:{port + each}" for each in range(num_replicas)], log)
     try:
         server.wait_ready(num_workers)
