@@ -59,7 +59,9 @@ class ModelHost:
         self._answers: dict[str, Answer] = {}
         self._touched: dict[str, Answer] = {}
         self._computing: dict[str, asyncio.Future[Failure | None]] = {}
-        self._flushing = False
+        self._flushing: asyncio.TimerHandle | None = None
+        self._flush_s = 0.0
+        self._frame_interval_s = settings.frame_interval_s
         self._capacity: Capacity | None = None
         self._renderer: Renderer | None = None
         self._loop = asyncio.get_running_loop()
@@ -224,17 +226,29 @@ class ModelHost:
             if answer is not None:
                 answer.push(update)
                 self._touched[update.request] = answer
-        if self._touched and not self._flushing:
-            # In the loop's next turn, so that steps which piled up while it was busy leave as one frame each.
-            self._flushing = True
-            self._loop.call_soon(self._flush)
+        self._flush_when_due()
+
+    def _flush_when_due(self) -> None:
+        """In the loop's next turn at the earliest: steps that piled up while it was busy leave as one frame each."""
+        if not self._touched:
+            return
+        due_s = min(answer.due_s(self._frame_interval_s) for answer in self._touched.values())
+        if self._flushing is not None:
+            if self._flush_s <= due_s:
+                return
+            self._flushing.cancel()
+        self._flush_s = due_s
+        self._flushing = self._loop.call_later(max(0.0, due_s - time.monotonic()), self._flush)
 
     def _flush(self) -> None:
-        self._flushing = False
-        touched, self._touched = self._touched, {}
-        for answer in touched.values():
+        self._flushing = None
+        now_s = time.monotonic()
+        due = {name: answer for name, answer in self._touched.items() if answer.due_s(self._frame_interval_s) <= now_s}
+        for name, answer in due.items():
+            del self._touched[name]
             answer.flush()
-        if any(answer.ended.done() for answer in touched.values()):
+        self._flush_when_due()
+        if any(answer.ended.done() for answer in due.values()):
             self.on_free()
 
     def _tokens_per_s(self, stats: EngineStats) -> float:
