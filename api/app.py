@@ -51,12 +51,25 @@ from .queues import Queues
 from .readers import Readers
 from .relay import Relay
 from .resumption import Resumption
-from .routes import admin, api_keys, dead, documents, fairness, generation, health, models, queue, streams, tenants
+from .routes import (
+    admin,
+    api_keys,
+    dead,
+    documents,
+    fairness,
+    generation,
+    health,
+    models,
+    queue,
+    streams,
+    tenants,
+    ui,
+)
 from .routes.admin_models import MODEL_ROUTES
 from .routes.audit import list_heads
 from .routes.batches import BATCH_ROUTES
-from .routes.files import FILE_ROUTES, create_file
 from .routes.cache import CACHE_ROUTES
+from .routes.files import FILE_ROUTES, create_file
 from .routes.rate_limit import LIMIT_ROUTES
 from .routes.routing import ROUTING_ROUTES
 from .routes.usage import get_usage
@@ -64,7 +77,6 @@ from .status import Metrics, Status
 from .sweeper import Sweeper
 from .throttle import Throttle, add_headers
 from .vigil import Vigil
-
 
 FORM_BYTES = 64 * 1024
 """What a form may have around the file that it uploads."""
@@ -252,6 +264,7 @@ _ADMIN = [
     *MODEL_ROUTES,
     *ROUTING_ROUTES,
     *CACHE_ROUTES,
+    list_heads,
     api_keys.list_api_keys,
     api_keys.create_api_key,
     api_keys.revoke_api_key,
@@ -259,9 +272,8 @@ _ADMIN = [
     tenants.get_tenant,
     tenants.change_tenant,
     tenants.delete_tenant,
-    list_heads,
 ]
-_OPEN = [health.livez, health.readyz, health.metrics, documents.openapi_json, documents.docs]
+_OPEN = [health.livez, health.readyz, health.metrics, documents.openapi_json, documents.docs, ui.ui_page, ui.ui_file]
 
 
 def _provide(part: Any) -> Provide:
