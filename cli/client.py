@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Self
+from pathlib import Path
+from typing import IO, Any, Self
 from urllib.parse import urlsplit
 
 import httpx
@@ -95,6 +96,28 @@ class Client:
     def delete(self, path: str) -> dict[str, Any]:
         return self._call("DELETE", path)
 
+    def upload(self, path: str, file: Path, fields: Mapping[str, str]) -> dict[str, Any]:
+        """The JSON object that answers a form with a file, which is sent as it is read."""
+        try:
+            content = file.open("rb")
+        except OSError as error:
+            raise CommandFailed(f"{file} cannot be read: {error.strerror}") from None
+        with content, self._explained():
+            response = self._http.post(path, files={"file": (file.name, content)}, data=dict(fields))
+        return _answered(response)
+
+    def download(self, path: str, out: IO[bytes]) -> int:
+        """Write what is at a path as it comes; how many bytes that were."""
+        num_bytes = 0
+        with self._explained(), self._http.stream("GET", path) as response:
+            if response.is_error:
+                response.read()
+                raise _refusal(response.status_code, _object(response))
+            for chunk in response.iter_bytes():
+                out.write(chunk)
+                num_bytes += len(chunk)
+        return num_bytes
+
     def probe(self, path: str) -> tuple[int, dict[str, Any]]:
         """Status and JSON object whatever the status is; an answer that is no object is an empty one."""
         with self._explained():
@@ -119,10 +142,7 @@ class Client:
     def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         with self._explained():
             response = self._http.request(method, path, json=body)
-        answer = _object(response)
-        if response.is_error:
-            raise _refusal(response.status_code, answer)
-        return answer
+        return _answered(response)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -145,6 +165,13 @@ def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
             yield line.removesuffix(b"\r").decode("utf-8", "replace")
+
+
+def _answered(response: httpx.Response) -> dict[str, Any]:
+    answer = _object(response)
+    if response.is_error:
+        raise _refusal(response.status_code, answer)
+    return answer
 
 
 def _object(response: httpx.Response) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import typer
 
 from inferflux.config.errors import ConfigError, InferFluxError
 
-from . import admin, audit, queue
+from . import admin, audit, batch, queue
 from .backup import backup, restore
 from .chat import chat
 from .completion import completion
@@ -51,6 +51,7 @@ for command, panel in (
     (config, _CARE),
 ):
     app.command(rich_help_panel=panel)(command)
+app.add_typer(batch.app, name="batch", rich_help_panel=_TALK)
 app.add_typer(queue.app, name="queue", rich_help_panel=_OPERATE)
 app.add_typer(admin.app, name="admin", rich_help_panel=_OPERATE)
 app.add_typer(audit.app, name="audit", rich_help_panel=_OPERATE)
