@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import tokenizers
 import torch
 import transformers
@@ -84,12 +85,38 @@ def random_model(variant: str, folder: Path) -> Any:
     return model.eval()
 
 
+def export_model(checkpoint: Checkpoint, folder: Path) -> Any:
+    """Save a Llama's dequantized weights to `folder`, as fp32; returns transformers' own model of them."""
+    architecture = checkpoint.architecture
+    config = transformers.LlamaConfig(
+        vocab_size=architecture.vocab_size,
+        hidden_size=architecture.hidden_size,
+        intermediate_size=architecture.feed_forward_size,
+        num_hidden_layers=architecture.num_layers,
+        num_attention_heads=architecture.num_heads,
+        num_key_value_heads=architecture.num_kv_heads,
+        max_position_embeddings=architecture.trained_length,
+        rms_norm_eps=architecture.norm_epsilon,
+        rope_parameters={"rope_type": "default", "rope_theta": architecture.rope.theta},
+        tie_word_embeddings=architecture.ties_embeddings,
+    )
+    with torch.device("meta"):
+        model: Any = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    names = [name for name in model.state_dict() if name != "lm_head.weight"]
+    safetensors.torch.save_file(
+        {name: checkpoint.tensor(name).contiguous() for name in names}, folder / "model.safetensors", {"format": "pt"}
+    )
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(folder)
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
 class Forward:
     """A decoder and enough pages for one sequence."""
 
     def __init__(self, checkpoint: Checkpoint, operations: Operations | None = None, length: int = 256) -> None:
         operations = operations or PlainOperations(CPU, torch.float32)
-        dtype = torch.float32 if operations.activation_dtype == torch.float32 else torch.bfloat16
+        dtype = operations.make_pages(1, 16, checkpoint.architecture).keys.dtype
         weights = WeightReader(checkpoint, operations, Shard(), CPU, dtype).read(lambda _: None)
         self.decoder = Decoder(checkpoint.architecture, weights, operations, NoExchange(), length, CPU)
         self.pages = self.decoder.make_pages(length // 16, 16)

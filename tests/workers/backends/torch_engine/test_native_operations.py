@@ -1,0 +1,71 @@
+"""Our kernels against plain torch, and what they promise beyond it: a token's result does not depend on its batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from harness.torch_model import CPU, VARIANTS, Forward, random_model
+from msgspec.structs import replace
+
+from inferflux.workers.backends.torch_engine.checkpoint import open_checkpoint
+from inferflux.workers.backends.torch_engine.native_build import load_kernels
+from inferflux.workers.backends.torch_engine.native_operations import NativeOperations
+from inferflux.workers.backends.torch_engine.operations import PlainOperations
+
+TOKENS = [(7 * position * position + 11) % 320 for position in range(100)]
+
+
+def native(dtype: torch.dtype) -> NativeOperations:
+    library = load_kernels()
+    assert library is not None, "these tests need a C++ compiler"
+    return NativeOperations(library, 2, dtype)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_family_computes_what_plain_torch_does(variant: str, tmp_path: Path) -> None:
+    random_model(variant, tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    expected = Forward(checkpoint).logits(TOKENS)
+    logits = Forward(checkpoint, native(torch.float32)).logits(TOKENS)
+    torch.testing.assert_close(logits, expected, atol=5e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_chunks_change_no_bit(dtype: torch.dtype, tmp_path: Path) -> None:
+    random_model("mistral, window", tmp_path)
+    forward = Forward(open_checkpoint(tmp_path), native(dtype))
+    whole = forward.logits(TOKENS)
+    for chunk in (1, 5, 33):
+        assert torch.equal(forward.logits(TOKENS, chunk), whole)
+
+
+def test_bfloat16_is_near(tmp_path: Path) -> None:
+    random_model("qwen3", tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    expected = Forward(checkpoint, PlainOperations(CPU, torch.bfloat16)).logits(TOKENS)
+    exact = Forward(checkpoint).logits(TOKENS)
+    ours = Forward(checkpoint, native(torch.bfloat16)).logits(TOKENS)
+    assert (ours - exact).abs().mean() < (expected - exact).abs().mean()
+
+
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 48, 40), (13, 64, 33), (200, 16, 96)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_of_any_shape(rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(rows)
+    weight, bias = torch.randn(outputs, inputs).to(dtype), torch.randn(outputs)
+    values = torch.randn(rows, inputs)
+    expected = torch.nn.functional.linear(values, weight.float(), bias)
+    torch.testing.assert_close(native(dtype).linear(weight, bias)(values), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fits"),
+    [({}, True), ({"head_size": 24}, False), ({"feed_forward_size": 100}, False), ({"hidden_size": 72}, False)],
+)
+def test_models_of_odd_sizes_are_left_to_plain_torch(changes: dict[str, int], fits: bool, tmp_path: Path) -> None:
+    random_model("llama", tmp_path)
+    architecture = replace(open_checkpoint(tmp_path).architecture, **changes)
+    assert NativeOperations.fits(architecture, 16, torch.bfloat16) is fits
+    assert not NativeOperations.fits(architecture, 8, torch.bfloat16)
