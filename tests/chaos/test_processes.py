@@ -15,7 +15,12 @@ from harness.crowd import crowd
 from harness.fleet import deadline, stub_text
 from harness.server import Server, running_server
 
+from inferflux.api.identity import key_of
+from inferflux.broker.credentials import ROLE_WORKER
 from inferflux.broker.errors import Code
+from inferflux.broker.jetstream import JetStreamBroker
+from inferflux.broker.wire import Claim
+from inferflux.config.settings import BrokerSettings, Settings
 
 pytestmark = pytest.mark.integration
 
@@ -23,6 +28,7 @@ NUM_SLOTS = 64
 STEP_S = 0.08
 LEASE_S = 2.0
 NUM_TOKENS = 30
+DRAIN_S = 0.5
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +37,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     settings = {
         "runtime": {"scheduler": {"max_batch_size": NUM_SLOTS}, "stub": {"step_s": STEP_S}},
         "queue": {"lease_s": LEASE_S},
+        "worker": {"drain_timeout_s": DRAIN_S},
     }
     with running_server(tmp_path_factory.mktemp("chaos"), num_replicas=2, num_workers=2, settings=settings) as server:
         yield server
@@ -89,6 +96,27 @@ async def test_kill_9_of_a_replica_with_100_streams(server: Server, scale: Scale
         await asyncio.to_thread(server.wait_ready, 2)
 
 
+async def test_a_drain_that_takes_too_long_hands_back(server: Server, scale: Scale) -> None:
+    """Fails when a drain counts as a lost worker, and when a worker that is told to stop drops what it runs."""
+    for number in range(scale.rounds):
+        async with crowd() as clients:
+            prompts = [f"drain {number} prompt {each}" for each in range(32)]
+            asking = asyncio.create_task(clients.all(server.urls, prompts, NUM_TOKENS))
+            leaving = await _worker(server, lambda beat: _num_running(beat) >= 8)
+            os.kill(leaving["pid"], signal.SIGTERM)
+            outcomes = await asking
+        for outcome in outcomes:
+            outcome.assert_exact()
+        claims = await _claims(server, [outcome.request for outcome in outcomes])
+        handed_back = [each for each in claims if "released" in [claim.state for claim in each]]
+        assert len(handed_back) >= 8, "nothing outlasted the drain"
+        for each in handed_back:
+            assert [claim.state for claim in each] == ["running", "released", "running"]
+            assert each[-1].worker != each[0].worker
+        assert {claim.num_attempts for each in claims for claim in each} == {1}
+        await asyncio.to_thread(server.wait_ready, 2)
+
+
 async def test_a_lost_tape_never_splices_an_answer(server: Server, scale: Scale) -> None:
     """Fails when a reader trusts every frame. The only NATS server dies, and its tape was in memory."""
     for number in range(scale.rounds):
@@ -104,6 +132,16 @@ async def test_a_lost_tape_never_splices_an_answer(server: Server, scale: Scale)
             else:
                 outcome.assert_exact()
         await asyncio.to_thread(server.wait_ready, 2)
+
+
+async def _claims(server: Server, requests: list[str]) -> list[tuple[Claim, ...]]:
+    """All claims of each request, oldest first."""
+    settings = Settings(broker=BrokerSettings(store_dir=str(server.store_dir)))
+    broker = await JetStreamBroker.connect(settings, ROLE_WORKER, "test")
+    try:
+        return [await broker.claims(key_of(request)) for request in requests]
+    finally:
+        await broker.close()
 
 
 async def _worker(server: Server, condition: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
