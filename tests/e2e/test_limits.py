@@ -40,7 +40,7 @@ def inferctl(server: Server, *arguments: str) -> Any:
 
 
 def set_limit(server: Server, *arguments: str) -> None:
-    """Return when every replica tells of it, which has to be within a second or so."""
+    """Change what the tenant may use up."""
     inferctl(server, "rate-limit", "--tenant", TENANT, *(part for each in arguments for part in ("--set", each)))
 
 
@@ -54,10 +54,11 @@ def ask(server: Server, number: int, max_tokens: int = 2) -> httpx.Response:
 
 
 def until_limited(server: Server, header: str, value: str | None) -> None:
+    def holds(replica: int) -> bool:
+        return ask(server, replica).headers.get(header) == value
+
     for replica in range(2):
-        server.wait_until(
-            "the limit holds", lambda replica=replica: ask(server, replica).headers.get(header) == value, 5
-        )
+        server.wait_until("the limit holds", partial(holds, replica), 5)
 
 
 def in_one_minute(seconds: float) -> None:
