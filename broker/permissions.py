@@ -10,6 +10,7 @@ from . import subjects
 from .credentials import ROLE_ADMIN, ROLE_API, ROLE_WORKER, tenant_role
 from .subjects import (
     BUCKET_AUDIT,
+    BUCKET_BATCHES,
     BUCKET_DEADLETTERS,
     BUCKET_POLICY,
     BUCKET_REGISTRY,
@@ -21,6 +22,7 @@ from .subjects import (
     STREAM_PROMPTS,
     STREAM_TAPE,
     STREAM_USAGE,
+    ServiceClass,
     js_api,
 )
 
@@ -104,6 +106,7 @@ def publisher(tenant: str, classes: Iterable[str]) -> Permissions:
         (
             *(subjects.infer_of(tenant, each) for each in classes),
             subjects.cancel_filter(owner),
+            *(_own_batches(tenant) if ServiceClass.BATCH in classes else ()),
         ),
         (f"{subjects.inbox_prefix(tenant_role(tenant))}.>", subjects.reply_filter(owner)),
     )
@@ -117,6 +120,19 @@ def roles(publishers: Mapping[str, Iterable[str]]) -> dict[str, Permissions]:
         ROLE_WORKER: worker(),
         **{tenant_role(tenant): publisher(tenant, classes) for tenant, classes in publishers.items()},
     }
+
+
+def _own_batches(tenant: str) -> tuple[str, ...]:
+    """Store the chunks of a file, submit it, and read what became of it: each by the subject that it is stored under."""
+    chunks = subjects.object_chunks_of(OBJECTS_FILES, tenant)
+    return (
+        chunks,
+        subjects.kv(BUCKET_BATCHES, subjects.submissions_of(tenant)),
+        js_api("DIRECT", "GET", subjects.object_stream(OBJECTS_FILES), chunks),
+        js_api(
+            "DIRECT", "GET", subjects.kv_stream(BUCKET_BATCHES), subjects.kv(BUCKET_BATCHES, subjects.batches_of(tenant))
+        ),
+    )
 
 
 def _prompts_and_tape() -> tuple[str, ...]:

@@ -330,6 +330,15 @@ def submission_key(tenant: str, ident: str) -> str:
     return f"{SUBMISSION}.{encode_token(tenant)}.{encode_token(ident)}"
 
 
+def batches_of(tenant: str) -> str:
+    """The entries of all batches of a tenant."""
+    return f"{BATCH}.{encode_token(tenant)}.*"
+
+
+def submissions_of(tenant: str) -> str:
+    return f"{SUBMISSION}.{encode_token(tenant)}.*"
+
+
 def parse_batch_key(key: str) -> tuple[str, str, str]:
     """Whether an entry is a `BATCH` or a `SUBMISSION`, its tenant and its id. Raises ValueError for any other key."""
     parts = key.split(".")
@@ -351,6 +360,11 @@ def object_subjects(store: str) -> tuple[str, str]:
 def object_name(tenant: str, ident: str) -> str:
     """An object of a tenant: it names its chunks too, so that permissions can hold a tenant to its own."""
     return f"{encode_token(tenant)}.{encode_token(ident)}"
+
+
+def journal_name(token: str) -> str:
+    """An object that belongs to no tenant, since no tenant is spelled so: permissions of tenants never reach it."""
+    return f"~journal.{token}"
 
 
 def parse_object_name(name: str) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from inferflux.config.logs import get_logger
 
 from ..files import StoredFile
 from .agenda import Agenda
-from .identity import journal_name
+from .identity import journal_of
 from .records import OVER
 from .services import Services
 
@@ -55,7 +55,7 @@ class Housekeeper:
 
     async def _remove_orphans(self, described: set[str], now_s: float) -> None:
         chunks = self._services.objects.chunks
-        journals = {journal_name(batch) for batch in self._agenda.batches()}
+        journals = {journal_of(batch) for batch in self._agenda.batches()}
         for name, num_chunks in (await chunks.names()).items():
             if name in described or name in journals:
                 continue

@@ -6,7 +6,7 @@ import hashlib
 import secrets
 import time
 
-from inferflux.broker.subjects import object_name
+from inferflux.broker.subjects import journal_name
 from inferflux.broker.wire import Batch
 
 BATCH_PREFIX = "batch_"
@@ -32,8 +32,8 @@ def request_name(batch: Batch, line: int) -> str:
     return f"batch_req_{token(batch)}{line:06d}"
 
 
-def journal_name(batch: Batch) -> str:
-    return object_name(batch.tenant, f"journal-{token(batch)}")
+def journal_of(batch: Batch) -> str:
+    return journal_name(token(batch))
 
 
 def result_file(batch: Batch, kind: str) -> str:

@@ -22,7 +22,7 @@ from inferflux.registry.tenants import Principal
 
 from ..auth import usable_model
 from .held import HeldBatch, LeaseLost
-from .identity import journal_name
+from .identity import journal_of
 from .journal import Journal
 from .records import OVER
 from .results import Results
@@ -48,7 +48,7 @@ class Runner:
         self._held = held
         self._source = Source(services.objects, held.batch, services.settings.server.max_body_bytes)
         self._tally = Tally(held.batch.counts.total)
-        self._journal = Journal(services.objects.chunks, journal_name(held.batch), self._tally.add)
+        self._journal = Journal(services.objects.chunks, journal_of(held.batch), self._tally.add)
         self._begun = True
         self._why: Stop | None = None
         self._stopped = asyncio.Event()

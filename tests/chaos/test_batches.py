@@ -48,7 +48,7 @@ def test_kill_9_of_runner_worker_and_nats(server: Server, scale: Scale) -> None:
     runner = _runner(server)
     os.kill(runner, signal.SIGKILL)
     _until_done(server, ident, 2 * num_lines // 5)
-    os.kill(server.worker_pids()[0], signal.SIGKILL)
+    os.kill(_ask(server, "/v1/admin/workers").json()["data"][0]["pid"], signal.SIGKILL)
     _until_done(server, ident, 3 * num_lines // 5)
     os.kill(_nats(server), signal.SIGKILL)
     _until_done(server, ident, num_lines)
@@ -74,19 +74,23 @@ def _submit(server: Server, content: bytes) -> str:
     return str(batch.json()["id"])
 
 
-def _get(server: Server, ident: str) -> dict[str, Any]:
-    """The batch from whichever replica answers."""
+def _ask(server: Server, path: str) -> httpx.Response:
+    """The answer of whichever replica gives one."""
     deadline_s = time.monotonic() + 60
     while True:
         for url in server.urls:
             try:
-                answer = httpx.get(f"{url}/v1/batches/{ident}", headers=HEADERS, timeout=10)
+                answer = httpx.get(url + path, headers=HEADERS, timeout=20)
             except httpx.HTTPError:
                 continue
             if answer.status_code == 200:
-                return dict(answer.json())
+                return answer
         assert time.monotonic() < deadline_s, server.log_text()[-4000:]
         time.sleep(0.1)
+
+
+def _get(server: Server, ident: str) -> dict[str, Any]:
+    return dict(_ask(server, f"/v1/batches/{ident}").json())
 
 
 def _until_done(server: Server, ident: str, num_lines: int) -> None:
@@ -104,7 +108,7 @@ def _until_status(server: Server, ident: str, status: str) -> dict[str, Any]:
 
 
 def _content(server: Server, file: str) -> bytes:
-    return httpx.get(f"{server.url}/v1/files/{file}/content", headers=HEADERS, timeout=60).content
+    return _ask(server, f"/v1/files/{file}/content").content
 
 
 def _metric(url: str, name: str) -> list[str]:

@@ -31,7 +31,7 @@ def tenants() -> tuple[TenantSettings, ...]:
     """One that calls the API with every class, and one that publishes to NATS itself."""
     return (
         TenantSettings(id=TENANT, classes=("priority", "default", "batch")),
-        TenantSettings(id=PUBLISHER, classes=("default",), publish=True),
+        TenantSettings(id=PUBLISHER, classes=("default", "batch"), publish=True),
     )
 
 
