@@ -18,4 +18,4 @@ while [ $# -gt 0 ]; do
 done
 "$root/scripts/setup.sh" dev
 cd "$root"
-exec .venv/bin/python -m pytest tests/chaos tests/e2e/test_fairness.py --long -s --timeout 0 --durations 0 ${flags[@]+"${flags[@]}"}
+exec .venv/bin/python -m pytest tests/chaos tests/e2e/test_fairness.py tests/e2e/test_hot_reload.py --long -s --timeout 0 --durations 0 ${flags[@]+"${flags[@]}"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Iterable
 
@@ -17,8 +18,14 @@ from inferflux.config.settings import MinShareSettings
 from .attempt import Attempt
 from .host import ModelHost
 from .intake import Intake
+from .memory import give_back
 
 log = get_logger("worker.mount")
+
+LINGER_S = 1.0
+"""How long after its removal a model may still be asked for by a replica that has not heard of it."""
+
+LOOK_S = 0.25
 
 
 def nobody(_: Mount) -> None:
@@ -101,21 +108,22 @@ class Mount:
         self.failure = ModelBeat(id=self.model, backend=backend, state="failed", reason=reason, digest=digest)
         log.error("model failed to load", model=self.model, backend=backend, reason=reason)
 
-    async def run_dry(self, interrupted: asyncio.Event, interval_s: float, patience_s: float) -> None:
-        """Serve what is queued, until the queue was found empty twice. Whoever published before it heard that the model
-        goes is served, but nobody is waited for longer than `patience_s`."""
-        deadline_s = time.monotonic() + patience_s
-        num_empty = 0
-        while self.host is not None and num_empty < 2 and time.monotonic() < deadline_s and not interrupted.is_set():
+    async def run_dry(self, interrupted: asyncio.Event, patience_s: float) -> None:
+        """Serve what is queued, until the queue has been empty for a while: so whoever published before it heard that
+        the model goes is served. Nobody is waited for longer than `patience_s`."""
+        now_s = time.monotonic()
+        deadline_s, filled_s = now_s + patience_s, now_s
+        while self.host is not None and not interrupted.is_set():
             try:
-                num_empty = 0 if await self._broker.backlog(self.model) else num_empty + 1
+                if await self._broker.backlog(self.model):
+                    filled_s = time.monotonic()
             except BrokerError as error:
                 log.warning("backlog unknown", model=self.model, reason=str(error))
-            try:
-                async with asyncio.timeout(interval_s):
+            if time.monotonic() > min(deadline_s, filled_s + LINGER_S):
+                return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
                     await interrupted.wait()
-            except TimeoutError:
-                continue
 
     async def finish(self) -> None:
         """Pull no more, let what runs come to its end, and free every engine."""
@@ -178,4 +186,5 @@ class Mount:
             await self._left.wait()
         await host.close()
         self.leaving.remove(host)
+        await asyncio.to_thread(give_back)
         log.info("engine closed", model=self.model, backend=host.backend)

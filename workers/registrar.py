@@ -133,8 +133,7 @@ class Registrar:
         log.info("model unloads", model=mount.model)
         if not tenure.listed:
             # Nobody else serves what is queued for a model that is gone from the registry.
-            queue, worker = self._settings.queue, self._settings.worker
-            await mount.run_dry(tenure.changed, queue.resync_interval_s, worker.drain_timeout_s)
+            await mount.run_dry(tenure.changed, self._settings.worker.drain_timeout_s)
             if tenure.wanted is not None:
                 return False
         await mount.finish()
