@@ -653,6 +653,36 @@ class CacheOrders(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
     warm: tuple[WarmPrefix, ...] = ()
 
 
+class VaultKey(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The key of a sealed policy store, wrapped by a passphrase: scrypt (RFC 7914), then AES-256-GCM. The value of
+    `policy` `vault`."""
+
+    n: int
+    r: int
+    p: int
+    salt: bytes
+    nonce: bytes
+    wrapped: bytes
+    version: Literal[1] = 1
+
+
+class SealedRecord(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An entry of a sealed policy store: AES-256-GCM, bound to bucket, key and generation, which grows by one with
+    each change."""
+
+    generation: Annotated[int, Meta(ge=1)]
+    nonce: bytes
+    box: bytes
+    version: Literal[1] = 1
+
+
+class Manifest(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The generation of every sealed entry, by `bucket/key`: what a process that starts must find at least. The value
+    of `policy` `manifest`, sealed itself."""
+
+    generations: dict[str, int] = {}
+
+
 T = TypeVar("T", bound=Wire)
 
 _encoder = msgspec.json.Encoder()

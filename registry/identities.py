@@ -1,4 +1,4 @@
-"""Identities that change while the fleet runs: API keys and tenants in KV, made, changed and taken back by operators."""
+"""Identities that change while the fleet runs: API keys and tenants in KV, which operators make and take back."""
 
 from __future__ import annotations
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from typing import Generic, Protocol, TypeVar, cast
 
 import msgspec
 
 from inferflux.broker.broker import Broker, Bucket, Entry
 from inferflux.broker.errors import BrokerUnavailable, RevisionConflict
+from inferflux.broker.subjects import BUCKET_POLICY, KEYS_SEAL
 from inferflux.broker.wire import Wire, encode
 from inferflux.config.logs import get_logger
 
@@ -32,20 +33,31 @@ class RecordRefused(ValueError):
 class Seal(Protocol):
     """What entries pass through on their way to KV and back."""
 
-    def close(self, bucket: str, key: str, body: bytes, revision: int) -> bytes:
-        """What to store over the entry of `revision`, 0 where there is none."""
+    @property
+    def refused(self) -> Mapping[tuple[str, str], str]:
+        """Entries that were refused and not replaced since, by bucket and key, with the reason."""
 
-    def open(self, bucket: str, key: str, stored: bytes, revision: int) -> bytes:
-        """What was stored as `revision`. Raises RecordRefused."""
+    def close(self, bucket: str, key: str, body: bytes | None, revision: int) -> bytes | None:
+        """What to store over the entry of `revision`, 0 where there is none; None to delete it."""
+
+    def open(self, bucket: str, key: str, stored: bytes | None, revision: int) -> bytes | None:
+        """What was stored as `revision`; None where there is nothing. Raises RecordRefused."""
+
+    async def settle(self, policy: Bucket, bucket: str, key: str, stored: bytes, revision: int) -> None:
+        """After this was stored as `revision`."""
 
 
 class Plain(Seal):
     """No seal."""
 
-    def close(self, bucket: str, key: str, body: bytes, revision: int) -> bytes:
+    @property
+    def refused(self) -> Mapping[tuple[str, str], str]:
+        return {}
+
+    def close(self, bucket: str, key: str, body: bytes | None, revision: int) -> bytes | None:
         return body
 
-    def open(self, bucket: str, key: str, stored: bytes, revision: int) -> bytes:
+    def open(self, bucket: str, key: str, stored: bytes | None, revision: int) -> bytes | None:
         return stored
 
 
@@ -60,36 +72,43 @@ class PolicyStore:
         """The body and its revision; None and 0 where there is none."""
         entry = await (await self._bucket(bucket)).get(key)
         if entry is None or entry.value is None:
-            return None, 0
+            return self._seal.open(bucket, key, None, 0), 0
         return self.open(bucket, entry), entry.revision
 
     async def write(self, bucket: str, key: str, body: bytes | None, revision: int) -> None:
         """Replace what stands as `revision` (0: nothing), or delete it. Raises RevisionConflict."""
-        entries = await self._bucket(bucket)
-        if body is None:
-            if revision:
-                await entries.delete(key, revision)
+        if body is None and not revision:
             return
+        entries = await self._bucket(bucket)
         stored = self._seal.close(bucket, key, body, revision)
-        if revision:
-            await entries.update(key, stored, revision)
-        else:
-            await entries.create(key, stored)
+        if stored is None:
+            await entries.delete(key, revision)
+            return
+        now = await (entries.update(key, stored, revision) if revision else entries.create(key, stored))
+        await self._seal.settle(await self._bucket(BUCKET_POLICY), bucket, key, stored, now)
 
     async def entries(self, bucket: str) -> list[Entry]:
         """Every entry, opened; what is refused is logged and left out."""
         found: list[Entry] = []
         for entry in await (await self._bucket(bucket)).entries():
             with _logged(bucket, entry.key):
-                found.append(Entry(entry.key, self.open(bucket, entry), entry.revision))
+                body = self.open(bucket, entry)
+                if body is not None and entry.key not in KEYS_SEAL:
+                    found.append(Entry(entry.key, body, entry.revision))
         return found
 
     async def watch(self, bucket: str) -> AsyncGenerator[Entry | None]:
         """Entries as they are stored, None once all are told."""
         return cast("AsyncGenerator[Entry | None]", (await self._bucket(bucket)).watch())
 
-    def open(self, bucket: str, entry: Entry) -> bytes:
-        return self._seal.open(bucket, entry.key, entry.value or b"", entry.revision)
+    def open(self, bucket: str, entry: Entry) -> bytes | None:
+        """The body of an entry; None for one that is deleted. Raises RecordRefused."""
+        return self._seal.open(bucket, entry.key, entry.value, entry.revision)
+
+    @property
+    def refused(self) -> Mapping[tuple[str, str], str]:
+        """Entries that somebody without the key changed, by bucket and key, with the reason."""
+        return self._seal.refused
 
     async def _bucket(self, name: str) -> Bucket:
         return await self._broker.bucket(name)
@@ -171,7 +190,7 @@ class Follower:
                     self.listed.set()
                     continue
                 with _logged(self._bucket, entry.key):
-                    self._tell(entry.key, None if entry.value is None else self._store.open(self._bucket, entry))
+                    self._tell(entry.key, self._store.open(self._bucket, entry))
 
     def _tell(self, key: str, body: bytes | None) -> None:
         if (take := self._documents.get(key)) is not None:

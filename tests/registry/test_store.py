@@ -18,11 +18,13 @@ KEY = "fairness"
 class Mirror(Seal):
     """Stores a body backwards with its revision, and takes back nothing else."""
 
-    def close(self, bucket: str, key: str, body: bytes, revision: int) -> bytes:
-        return f"{bucket}/{key}:".encode() + body[::-1]
+    def close(self, bucket: str, key: str, body: bytes | None, revision: int) -> bytes | None:
+        return None if body is None else f"{bucket}/{key}:".encode() + body[::-1]
 
-    def open(self, bucket: str, key: str, stored: bytes, revision: int) -> bytes:
+    def open(self, bucket: str, key: str, stored: bytes | None, revision: int) -> bytes | None:
         mark = f"{bucket}/{key}:".encode()
+        if stored is None:
+            return None
         if not stored.startswith(mark):
             raise RecordRefused("no mirror image")
         return stored.removeprefix(mark)[::-1]
