@@ -33,12 +33,12 @@ class Conversation:
         """Forget every turn; the system message stays."""
         self.messages = list(self._opening)
 
-    def ask(self, text: str) -> Generator[dict[str, Any], None, None]:
+    def ask(self, text: str, *, resumable: bool = True) -> Generator[dict[str, Any], None, None]:
         """The chunks of the answer to one more message. A turn that got any answer is kept, a broken-off one too."""
         self.messages.append({"role": "user", "content": text})
         answer = ""
         try:
-            for chunk in self._client.stream("/v1/chat/completions", self._body()):
+            for chunk in self._client.stream("/v1/chat/completions", self._body(), resumable=resumable):
                 answer += content(chunk)
                 yield chunk
         finally:
@@ -114,7 +114,7 @@ def _converse(conversation: Conversation) -> None:
 
 
 def _answer(conversation: Conversation, line: str) -> None:
-    chunks = conversation.ask(line)
+    chunks = conversation.ask(line, resumable=False)
     try:
         for chunk in chunks:
             terminal.write(content(chunk))

@@ -2,57 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Self
 from urllib.parse import urlsplit
 
 import httpx
-import msgspec
 
 from .errors import CommandFailed, ServerRefused
+from .stream import Stream
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
-_FIXES = {
-    "invalid_api_key": "set INFERCTL_API_KEY or pass --api-key",
-    "insufficient_scope": "use a key that has the scope",
-    "model_not_found": "`inferctl models` lists what there is",
-    "no_backend": "start a worker for this model, or look at `inferctl status`",
-}
-
-
-class Event(msgspec.Struct, frozen=True):
-    """One server-sent event."""
-
-    data: str
-    name: str = "message"
-    id: str | None = None
-
-
-def parse_events(chunks: Iterable[bytes]) -> Iterator[Event]:
-    """Server-sent events (WHATWG HTML, section 9.2) out of a byte stream cut anywhere.
-
-    Only CR LF and LF end a line: text may hold every other character that Unicode counts as a line break.
-    """
-    name, ident, data = "message", None, list[str]()
-    for line in _lines(chunks):
-        field, _, value = line.partition(":")
-        value = value.removeprefix(" ")
-        if not line:
-            if data:
-                yield Event("\n".join(data), name, ident)
-            name, data = "message", []
-        elif field == "data":
-            data.append(value)
-        elif field == "event":
-            name = value
-        elif field == "id":
-            ident = value
 
 
 class Client:
-    """Calls one server. Every failure is a CommandFailed that says what to do."""
+    """Calls one server. Every failure is a CommandFailed that says what to do.
+
+    `url` may name several replicas, separated by commas: the first is called, and the others too for what is left of a
+    stream that broke off.
+    """
 
     def __init__(
         self,
@@ -63,16 +32,18 @@ class Client:
         verify: bool = True,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self.url = url.rstrip("/")
-        if urlsplit(self.url).scheme not in ("http", "https") or not urlsplit(self.url).hostname:
-            raise CommandFailed(f"{url!r} is not a server's URL: write it as http://HOST:PORT")
+        self._urls = [each.strip().rstrip("/") for each in url.split(",")]
+        for each in self._urls:
+            if urlsplit(each).scheme not in ("http", "https") or not urlsplit(each).hostname:
+                raise CommandFailed(f"{each!r} is not a server's URL: write it as http://HOST:PORT")
+        self.url = self._urls[0]
         self._http = httpx.Client(
             base_url=self.url,
             headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
             timeout=httpx.Timeout(timeout_s, connect=5.0),
             verify=verify,
             # A proxy from the environment has no business between this machine and itself.
-            trust_env=urlsplit(self.url).hostname not in _LOOPBACK,
+            trust_env=not all(urlsplit(each).hostname in _LOOPBACK for each in self._urls),
             transport=transport,
         )
 
@@ -111,8 +82,7 @@ class Client:
         num_bytes = 0
         with self._explained(), self._http.stream("GET", path) as response:
             if response.is_error:
-                response.read()
-                raise _refusal(response.status_code, _object(response))
+                raise ServerRefused.told(response.status_code, response.read())
             for chunk in response.iter_bytes():
                 out.write(chunk)
                 num_bytes += len(chunk)
@@ -124,20 +94,11 @@ class Client:
             response = self._http.get(path)
         return response.status_code, _object(response)
 
-    def stream(self, path: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """The chunks of a streamed answer. An error event, or an end without `[DONE]`, raises CommandFailed."""
-        with self._explained(), self._http.stream("POST", path, json={**body, "stream": True}) as response:
-            if response.is_error:
-                response.read()
-                raise _refusal(response.status_code, _object(response))
-            for event in parse_events(response.iter_bytes()):
-                if event.data == "[DONE]":
-                    return
-                chunk = msgspec.json.decode(event.data)
-                if "error" in chunk:
-                    raise _refusal(response.status_code, chunk)
-                yield chunk
-        raise CommandFailed("the stream ended before the answer did: look at the server's log")
+    def stream(self, path: str, body: Mapping[str, Any], *, resumable: bool = True) -> Iterator[dict[str, Any]]:
+        """The chunks of a streamed answer, read on elsewhere when it breaks off. An error event, or an answer that does
+        not come to its end, raises CommandFailed. One that is not `resumable` is cancelled when it is left."""
+        with self._explained():
+            yield from Stream(self._http, self._urls, path, body).chunks(resumable=resumable)
 
     def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         with self._explained():
@@ -159,18 +120,10 @@ class Client:
             raise CommandFailed(f"the connection to {self.url} broke: {error}") from None
 
 
-def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
-    rest = b""
-    for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            yield line.removesuffix(b"\r").decode("utf-8", "replace")
-
-
 def _answered(response: httpx.Response) -> dict[str, Any]:
     answer = _object(response)
     if response.is_error:
-        raise _refusal(response.status_code, answer)
+        raise ServerRefused.told(response.status_code, response.content)
     return answer
 
 
@@ -180,13 +133,3 @@ def _object(response: httpx.Response) -> dict[str, Any]:
     except ValueError:
         return {}
     return answer if isinstance(answer, dict) else {}
-
-
-def _refusal(status: int, answer: Mapping[str, Any]) -> ServerRefused:
-    error = answer.get("error")
-    if not isinstance(error, Mapping):
-        return ServerRefused(f"the server answered with HTTP status {status}", status=status, code=None)
-    code = error.get("code")
-    fix = _FIXES.get(str(code))
-    message = f"{error.get('message', 'the server refused')} [{code or error.get('type')}]"
-    return ServerRefused(f"{message}: {fix}" if fix else message, status=status, code=code)

@@ -12,7 +12,9 @@ import typer
 if TYPE_CHECKING:
     from .client import Client
 
-Url = Annotated[str, typer.Option("--url", envvar="INFERCTL_URL", help="The server's address.")]
+Url = Annotated[
+    str, typer.Option("--url", envvar="INFERCTL_URL", help="The server's address; replicas are separated by commas.")
+]
 ApiKey = Annotated[
     str | None, typer.Option("--api-key", envvar="INFERCTL_API_KEY", help="The key to call it with.", show_envvar=True)
 ]

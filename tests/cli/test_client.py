@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import httpx
 import pytest
 
-from inferflux.cli.client import Client, Event, parse_events
+from inferflux.cli import stream
+from inferflux.cli.client import Client
 from inferflux.cli.errors import CommandFailed, ServerRefused
+from inferflux.cli.sse import Event, parse_events
 
 STREAM = (
     b": ping\n\n"
@@ -75,6 +79,70 @@ def test_a_stream_gives_its_chunks_up_to_done():
 def test_an_error_event_ends_a_stream():
     with pytest.raises(ServerRefused, match=r"too slow \[queue_timeout\]"):
         stream_of(b'data: {"a":1}\n\ndata: {"error":{"message":"too slow","code":"queue_timeout"}}\n\n')
+
+
+class Replicas:
+    """Two of them: the first breaks an answer off as it was told to, either has the rest."""
+
+    def __init__(self, first: Exception | bytes) -> None:
+        self.first = first
+        self.asked: list[httpx.Request] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.asked.append(request)
+        if request.method == "POST":
+            begun = b'id: 7.1\ndata: {"a":1}\n\n'
+            return httpx.Response(200, headers={"x-request-id": "r-1"}, stream=Broken(begun, self.first))
+        if len(self.asked) == 2:
+            return httpx.Response(503, json={"error": {"message": "leaving", "code": "draining"}})
+        return httpx.Response(200, content=b'id: 7.2\ndata: {"a":2}\n\ndata: [DONE]\n\n')
+
+
+class Broken(httpx.SyncByteStream):
+    """Some bytes, and then no more, for whatever reason."""
+
+    def __init__(self, begun: bytes, error: Exception | bytes) -> None:
+        self._begun = begun
+        self._error = error
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield self._begun
+        if isinstance(self._error, Exception):
+            raise self._error
+        yield self._error
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        httpx.ReadError("reset by peer"),
+        httpx.RemoteProtocolError("peer closed connection"),
+        b"",
+        b'data: {"error":{"message":"leaving","code":"draining"}}\n\n',
+    ],
+    ids=["reset", "closed", "cut", "drained"],
+)
+def test_a_stream_that_breaks_off_is_read_on_at_another_replica(end, monkeypatch):
+    monkeypatch.setattr(stream, "PAUSE_S", 0.0)
+    replicas = Replicas(end)
+    with Client("http://one,http://two", transport=httpx.MockTransport(replicas)) as http:
+        assert list(http.stream("/v1/completions", {})) == [{"a": 1}, {"a": 2}]
+    assert [str(each.url) for each in replicas.asked] == [
+        "http://one/v1/completions",
+        "http://two/v1/streams/r-1",
+        "http://one/v1/streams/r-1",
+    ]
+    assert replicas.asked[0].headers["x-inferflux-resumable"] == "true"
+    assert [each.headers["last-event-id"] for each in replicas.asked[1:]] == ["7.1", "7.1"]
+
+
+def test_a_stream_that_does_not_come_back_is_given_up(monkeypatch):
+    monkeypatch.setattr(stream, "RESUME_S", 0.0)
+    with Client("http://one", transport=httpx.MockTransport(Replicas(httpx.ReadError("reset by peer")))) as http:
+        chunks = http.stream("/v1/completions", {}, resumable=False)
+        assert next(chunks) == {"a": 1}
+        with pytest.raises(CommandFailed, match="reset by peer"):
+            next(chunks)
 
 
 def test_a_stream_cut_short_is_an_error():

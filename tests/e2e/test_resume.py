@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -110,6 +111,28 @@ async def test_streams_of_a_killed_replica_go_on_at_the_other(server: Server, cl
 
     assert all(reader.ended for reader in readers)
     assert [reader.tokens for reader in readers] == [reader.tokens for reader in undisturbed]
+    server.wait_ready(2)
+
+
+async def test_inferctl_reads_on_at_the_other_replica(server: Server, client: httpx.AsyncClient) -> None:
+    whole = Reader(client, 1)
+    del whole.body["ignore_eos"]
+    await whole.read(server.urls[1])
+    options = {"--prompt": whole.body["prompt"], "--max-tokens": str(NUM_TOKENS), "--url": ",".join(server.urls)}
+    inferctl = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "inferflux.cli.main", "completion", "--stream", "--json", "--temperature", "0"),
+        *(part for option in options.items() for part in option),
+        env=os.environ | {"INFERCTL_API_KEY": KEY},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert inferctl.stdout is not None
+    lines = [await inferctl.stdout.readline() for _ in range(5)]
+    os.kill(server.get("/v1/admin/status").json()["pid"], signal.SIGKILL)
+    lines += (await inferctl.stdout.read()).splitlines()
+
+    assert await inferctl.wait() == 0
+    texts = [choice["text"] for line in lines for choice in json.loads(line)["choices"]]
+    assert [text for text in texts if text] == whole.tokens
     server.wait_ready(2)
 
 
