@@ -7,19 +7,13 @@ from typing import Any
 
 import msgspec
 
+from .admin_operations import ADMIN_OPERATIONS
 from .answers import ChatCompletion, Completion, EmbeddingList, ModelAnswer, ModelList
 from .batches.answers import BatchAnswer, BatchList, FileAnswer, FileDeleted, FileList
+from .operation import Operation
 from .problems import Problem
-from .queues import CancelAnswer
-from .routes.api_keys import ApiKeyRequest, NewApiKeyAnswer
 from .routes.batches import BatchRequest
-from .routes.dead import RetryAnswer, WholeLetterAnswer
-from .routes.fairness import FairnessAnswer, FairnessRequest
-from .routes.rate_limit import RateLimitAnswer, RateLimitRequest
-from .routes.tenants import TenantAnswer, TenantRequest
-from .routes.usage import UsageAnswer
 from .schemas import ChatRequest, CompletionRequest, EmbeddingRequest
-from .status import StatusAnswer
 
 _PLAIN: dict[str, Any] = {"type": "object"}
 _FORM: dict[str, Any] = {
@@ -28,23 +22,6 @@ _FORM: dict[str, Any] = {
     "required": ["file", "purpose"],
 }
 _DRY_RUN = "Check the request and answer what it would do, and change nothing."
-
-
-class Operation(msgspec.Struct, frozen=True, kw_only=True):
-    """One endpoint. `scope` is what its key needs; None is open to everybody."""
-
-    method: str
-    path: str
-    summary: str
-    scope: str | None = None
-    request: type[msgspec.Struct] | None = None
-    answer: type[msgspec.Struct] | None = None
-    streams: bool = False
-    media_type: str = "application/json"
-    uploads: bool = False
-    status: int = 200
-    dry_run: bool = False
-    query: tuple[str, ...] = ()
 
 
 OPERATIONS = (
@@ -134,129 +111,14 @@ OPERATIONS = (
     ),
     Operation(method="get", path="/v1/models", summary="List the models.", scope="read", answer=ModelList),
     Operation(method="get", path="/v1/models/{model_id}", summary="One model.", scope="read", answer=ModelAnswer),
-    Operation(method="get", path="/v1/admin/workers", summary="Every live worker's last heartbeat.", scope="admin"),
-    Operation(
-        method="get",
-        path="/v1/admin/queue",
-        summary="Every lane that holds prompts: how many wait and run, and how old the oldest is.",
-        scope="admin",
-    ),
-    Operation(
-        method="delete",
-        path="/v1/admin/requests/{request_id}",
-        summary="Cancel a request, queued or running.",
-        scope="admin",
-        answer=CancelAnswer,
-    ),
-    Operation(
-        method="get",
-        path="/v1/admin/queue/dead",
-        summary="Requests that were given up, without their prompts.",
-        scope="admin",
-    ),
-    Operation(
-        method="get",
-        path="/v1/admin/queue/dead/{letter_id}",
-        summary="One of them, with its prompt.",
-        scope="admin",
-        answer=WholeLetterAnswer,
-    ),
-    Operation(
-        method="post",
-        path="/v1/admin/queue/dead/{letter_id}/retry",
-        summary="Run its prompt again as a new request, and wait for the answer.",
-        scope="admin",
-        answer=RetryAnswer,
-    ),
-    Operation(method="delete", path="/v1/admin/queue/dead/{letter_id}", summary="Forget it.", scope="admin"),
-    Operation(
-        method="get",
-        path="/v1/admin/fairness",
-        summary="Weights and class shares in force.",
-        scope="admin",
-        answer=FairnessAnswer,
-    ),
-    Operation(
-        method="put",
-        path="/v1/admin/fairness",
-        summary="Change weights and class shares while the fleet runs.",
-        scope="admin",
-        request=FairnessRequest,
-        answer=FairnessAnswer,
-        dry_run=True,
-    ),
-    Operation(
-        method="get",
-        path="/v1/admin/rate_limit",
-        summary="Limits of keys and tenants in force.",
-        scope="admin",
-        answer=RateLimitAnswer,
-    ),
-    Operation(
-        method="put",
-        path="/v1/admin/rate_limit",
-        summary="Change limits of keys and tenants while the fleet runs.",
-        scope="admin",
-        request=RateLimitRequest,
-        answer=RateLimitAnswer,
-        dry_run=True,
-    ),
-    Operation(
-        method="get",
-        path="/v1/admin/usage",
-        summary="Requests and tokens of each tenant, key and model by the day or month, and this month's budgets.",
-        scope="admin",
-        answer=UsageAnswer,
-        query=("tenant", "key", "model", "since", "until", "by"),
-    ),
-    Operation(method="get", path="/v1/admin/api_keys", summary="Every API key, by all but itself.", scope="admin"),
-    Operation(
-        method="post",
-        path="/v1/admin/api_keys",
-        summary="Make an API key; the answer is the only one that shows it.",
-        scope="admin",
-        request=ApiKeyRequest,
-        answer=NewApiKeyAnswer,
-        status=201,
-        dry_run=True,
-    ),
-    Operation(
-        method="delete",
-        path="/v1/admin/api_keys/{key_id}",
-        summary="Revoke an API key.",
-        scope="admin",
-        dry_run=True,
-    ),
-    Operation(method="get", path="/v1/admin/tenants", summary="Every tenant that is named anywhere.", scope="admin"),
-    Operation(
-        method="get",
-        path="/v1/admin/tenants/{tenant_id}",
-        summary="One tenant as it is in force.",
-        scope="admin",
-        answer=TenantAnswer,
-    ),
-    Operation(
-        method="put",
-        path="/v1/admin/tenants/{tenant_id}",
-        summary="Change a tenant, or make one.",
-        scope="admin",
-        request=TenantRequest,
-        answer=TenantAnswer,
-        dry_run=True,
-    ),
-    Operation(
-        method="delete",
-        path="/v1/admin/tenants/{tenant_id}",
-        summary="Give a tenant back to the settings.",
-        scope="admin",
-        dry_run=True,
-    ),
-    Operation(method="get", path="/v1/admin/status", summary="This API process.", scope="admin", answer=StatusAnswer),
+    *ADMIN_OPERATIONS,
     Operation(method="get", path="/livez", summary="Whether the process answers."),
     Operation(method="get", path="/readyz", summary="Whether new requests are accepted, with each check."),
     Operation(method="get", path="/healthz", summary="The same as /readyz."),
     Operation(method="get", path="/metrics", summary="Prometheus metrics.", media_type="text/plain"),
     Operation(method="get", path="/openapi.json", summary="This document."),
+    Operation(method="get", path="/ui", summary="The operator's page.", media_type="text/html"),
+    Operation(method="get", path="/ui/{name}", summary="What that page is made of.", media_type="text/plain"),
     Operation(method="get", path="/docs", summary="This document, to read.", media_type="text/html"),
 )
 

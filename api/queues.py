@@ -45,6 +45,7 @@ class CancelAnswer(msgspec.Struct, frozen=True):
 
     id: str
     state: str
+    dry_run: bool = False
 
 
 class Queues:
@@ -79,17 +80,19 @@ class Queues:
             for lane in sorted(backlog)
         ]
 
-    async def cancel(self, name: str) -> CancelAnswer:
+    async def cancel(self, name: str, *, dry_run: bool = False) -> CancelAnswer:
         """End a request, queued or running, by its id. Raises RequestError when there is none."""
         key = named(name)
         tape = await self._broker.read_tape(key)
         if any(ends(entry.body) for entry in tape.frames):
-            return CancelAnswer(name, "ended")
+            return CancelAnswer(name, "ended", dry_run)
         prompt_seq = tape.claim.prompt if tape.claim is not None else None
         if tape.claim is None:
             prompt_seq, whole = await self._find(key)
             if prompt_seq is None and whole:
                 raise RequestError(Code.NOT_FOUND, f"no request {name[:200]!r} is queued or running")
+        if dry_run:
+            return CancelAnswer(name, "cancelled", dry_run)
         await self._canceller.cancel(Order(key, prompt_seq or None, BY_OPERATOR))
         log.info("cancelled by an operator", request=key.request, owner=key.owner)
         return CancelAnswer(name, "cancelled")

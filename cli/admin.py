@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from . import queue
 from .admin_cache import cache
 from .admin_keys import api_keys
 from .admin_limits import rate_limit
@@ -27,6 +28,7 @@ app.command()(tenants)
 for command in (models, routing, scheduler, cache):
     app.command()(command)
 app.command("workers")(fleet)
+app.add_typer(queue.app, name="queue")
 app.command("rate-limit")(rate_limit)
 app.command("rate_limit", hidden=True)(rate_limit)
 app.command()(usage)

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import typer
 
 from .errors import CommandFailed
-from .options import DEFAULT_URL, ApiKey, Json, Url, connect, print_json
+from .options import DEFAULT_URL, ApiKey, DryRun, Json, Url, connect, dry, print_json
 from .terminal import cell, note, table_console, write
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ def retry(
 def drop(
     letters: Letters = None,
     all_: All = False,
+    dry_run: DryRun = False,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     as_json: Json = False,
@@ -97,11 +98,11 @@ def drop(
     """Forget dead letters, and the prompts in them."""
 
     def run(client: Client, letter: str) -> None:
-        answer = client.delete(_path(letter))
+        answer = client.delete(dry(_path(letter), dry_run))
         if as_json:
             print_json(answer)
         else:
-            note(f"{letter}: dropped")
+            note(f"{letter}: {'would be dropped' if dry_run else 'dropped'}")
 
     _each(letters, all_, url, api_key, run)
 

@@ -9,7 +9,7 @@ from urllib.parse import quote
 import typer
 
 from . import dead
-from .options import DEFAULT_URL, ApiKey, Json, Url, connect, print_json
+from .options import DEFAULT_URL, ApiKey, DryRun, Json, Url, connect, dry, print_json
 from .terminal import cell, note, table_console
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def queue(context: typer.Context, url: Url = DEFAULT_URL, api_key: ApiKey = None
 @app.command()
 def cancel(
     requests: Annotated[list[str], typer.Argument(metavar="ID...", help="As the API gave it, or t-TENANT.REQUEST.")],
+    dry_run: DryRun = False,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     as_json: Json = False,
@@ -44,11 +45,12 @@ def cancel(
     """Cancel requests, queued or running."""
     with connect(url, api_key) as client:
         for request in requests:
-            answer = client.delete(f"/v1/admin/requests/{quote(request, safe='')}")
+            answer = client.delete(dry(f"/v1/admin/requests/{quote(request, safe='')}", dry_run))
             if as_json:
                 print_json(answer)
             else:
-                note(f"{request}: {'cancelled' if answer['state'] == 'cancelled' else 'had ended already'}")
+                cancelled = "would be cancelled" if dry_run else "cancelled"
+                note(f"{request}: {cancelled if answer['state'] == 'cancelled' else 'had ended already'}")
 
 
 def queue_table(lanes: Iterable[Mapping[str, Any]]) -> Table:

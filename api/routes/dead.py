@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from litestar import Request, Response, delete, get, post
 from litestar.di import NamedDependency
-from litestar.params import FromPath
+from litestar.params import FromPath, FromQuery
 
 from inferflux.broker.errors import Code, RequestError
 from inferflux.broker.subjects import ServiceClass
@@ -136,11 +136,15 @@ async def retry_dead(
 
 
 @delete("/queue/dead/{letter_id:str}", status_code=200, opt={"scope": "admin"})
-async def drop_dead(letter_id: FromPath[str], dead_letters: NamedDependency[DeadLetters]) -> Response[bytes]:
+async def drop_dead(
+    letter_id: FromPath[str], dead_letters: NamedDependency[DeadLetters], dry_run: FromQuery[bool] = False
+) -> Response[bytes]:
     """Forget a dead letter."""
-    if not await dead_letters.drop(letter_id):
+    if dry_run:
+        await _found(dead_letters, letter_id)
+    elif not await dead_letters.drop(letter_id):
         raise _missing(letter_id)
-    return _respond({"id": letter_id, "dropped": True})
+    return _respond({"id": letter_id, "dropped": not dry_run, "dry_run": dry_run})
 
 
 async def _found(dead_letters: DeadLetters, letter_id: str) -> Letter:

@@ -11,7 +11,8 @@ from litestar import Response, get
 
 from inferflux.config.version import package_version
 
-from ..openapi import OPERATIONS, Operation, document
+from ..openapi import OPERATIONS, document
+from ..operation import Operation
 
 _REQUIRED = " <small>required</small>"
 _STYLE = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 from litestar import Response, delete, get
 from litestar.di import NamedDependency
-from litestar.params import FromPath
+from litestar.params import FromPath, FromQuery
 
 from ..queues import Queues
 
@@ -17,9 +17,11 @@ async def list_queues(queues: NamedDependency[Queues]) -> Response[bytes]:
 
 
 @delete("/requests/{request_id:str}", status_code=200, opt={"scope": "admin"})
-async def cancel_request(request_id: FromPath[str], queues: NamedDependency[Queues]) -> Response[bytes]:
+async def cancel_request(
+    request_id: FromPath[str], queues: NamedDependency[Queues], dry_run: FromQuery[bool] = False
+) -> Response[bytes]:
     """Cancel a request, queued or running."""
-    return _respond(await queues.cancel(request_id))
+    return _respond(await queues.cancel(request_id, dry_run=dry_run))
 
 
 def _respond(answer: object) -> Response[bytes]:

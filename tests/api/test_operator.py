@@ -37,6 +37,23 @@ async def bury(api: Any, request: str = "job 7", lane: Lane = LANE) -> str:
     return (await DeadLetters(api.broker).ids())[-1]
 
 
+class TestDryRuns:
+    async def test_a_cancel_is_only_talked_about(self, apis: Any) -> None:
+        api = await apis.start(worker=False)
+        await publish(api, "job")
+        answer = await api.client.delete("/v1/admin/requests/t-acme.job?dry_run=true")
+        assert answer.json() == {"id": "t-acme.job", "state": "cancelled", "dry_run": True}
+        assert await api.broker.backlog() == {LANE: 1}
+        assert (await api.client.delete("/v1/admin/requests/t-acme.other?dry_run=true")).status_code == 404
+
+    async def test_a_dead_letter_stays(self, api: Any) -> None:
+        letter = await bury(api)
+        answer = await api.client.delete(f"/v1/admin/queue/dead/{letter}?dry_run=true")
+        assert answer.json() == {"id": letter, "dropped": False, "dry_run": True}
+        assert await DeadLetters(api.broker).ids() == [letter]
+        assert (await api.client.delete("/v1/admin/queue/dead/t-acme.other?dry_run=true")).status_code == 404
+
+
 class TestQueue:
     async def test_lanes_say_what_waits_and_runs_and_since_when(self, apis: Any) -> None:
         api = await apis.start(worker=False)
@@ -79,7 +96,7 @@ class TestQueue:
 
         answer = await api.client.delete("/v1/admin/requests/t-acme.job=201")
 
-        assert answer.json() == {"id": "t-acme.job=201", "state": "cancelled"}
+        assert answer.json() == {"id": "t-acme.job=201", "state": "cancelled", "dry_run": False}
         assert (await api.broker.backlog())[LANE] == 2
         tape = await api.broker.read_tape(RequestKey("t-acme", "job 1"))
         (end,) = [decode_frame(entry.body) for entry in tape.frames]
@@ -178,7 +195,8 @@ class TestDead:
     async def test_drop_forgets_one(self, api: Any) -> None:
         first, second = await bury(api, "a"), await bury(api, "b")
 
-        assert (await api.client.delete(f"/v1/admin/queue/dead/{first}")).json() == {"id": first, "dropped": True}
+        answer = await api.client.delete(f"/v1/admin/queue/dead/{first}")
+        assert answer.json() == {"id": first, "dropped": True, "dry_run": False}
         assert await DeadLetters(api.broker).ids() == [second]
         for call in ("get", "delete"):
             assert (await getattr(api.client, call)(f"/v1/admin/queue/dead/{first}")).status_code == 404
