@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from chaos.conftest import Scale
-from harness.crowd import crowd
+from harness.crowd import Crowd, crowd
 from harness.fleet import deadline, stub_text
 from harness.server import Server, running_server
 
@@ -83,11 +83,10 @@ async def test_kill_9_of_a_replica_with_100_streams(server: Server, scale: Scale
     for number in range(scale.rounds):
         async with crowd() as clients:
             prompts = [f"replica {number} prompt {each}" for each in range(100)]
-            asking = asyncio.create_task(clients.all(server.urls[:1], prompts, NUM_TOKENS))
-            async with deadline(20, "all streams have begun"):
-                while len(clients.outcomes) < 100 or not all(outcome.texts for outcome in clients.outcomes):
-                    await asyncio.sleep(0.02)
-            os.kill(server.get("/v1/admin/status").json()["pid"], signal.SIGKILL)
+            pid = server.get("/v1/admin/status").json()["pid"]
+            asking = asyncio.create_task(clients.all(server.urls[:1], prompts, 2 * NUM_TOKENS))
+            await _begun(clients, 100)
+            os.kill(pid, signal.SIGKILL)
             outcomes = await asking
             assert not any(outcome.done for outcome in outcomes), "the replica outlived its streams"
             await asyncio.gather(*(clients.resume(server.urls[1], outcome) for outcome in outcomes))
@@ -123,7 +122,7 @@ async def test_a_lost_tape_never_splices_an_answer(server: Server, scale: Scale)
         async with crowd() as clients:
             prompts = [f"tape {number} prompt {each}" for each in range(16)]
             asking = asyncio.create_task(clients.all(server.urls, prompts, NUM_TOKENS))
-            await _worker(server, lambda beat: _num_running(beat) >= 4)
+            await _begun(clients, 16)
             os.kill(_nats_pid(server), signal.SIGKILL)
             outcomes = await asking
         for outcome in outcomes:
@@ -132,6 +131,13 @@ async def test_a_lost_tape_never_splices_an_answer(server: Server, scale: Scale)
             else:
                 outcome.assert_exact()
         await asyncio.to_thread(server.wait_ready, 2)
+
+
+async def _begun(clients: Crowd, number: int) -> None:
+    """Return when so many clients have had a token."""
+    async with deadline(20, "all streams have begun"):
+        while sum(bool(outcome.texts) for outcome in clients.outcomes) < number:
+            await asyncio.sleep(0.02)
 
 
 async def _claims(server: Server, requests: list[str]) -> list[tuple[Claim, ...]]:
