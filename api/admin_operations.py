@@ -9,6 +9,7 @@ from .routes.api_keys import ApiKeyRequest, NewApiKeyAnswer
 from .routes.cache import CacheAnswer, WarmRequest
 from .routes.dead import RetryAnswer, WholeLetterAnswer
 from .routes.fairness import FairnessAnswer, FairnessRequest
+from .routes.guardrails import GuardrailsAnswer, GuardrailsRequest, TrialAnswer, TrialRequest
 from .routes.rate_limit import RateLimitAnswer, RateLimitRequest
 from .routes.routing import RoutingRequest, SchedulerRequest
 from .routes.tenants import TenantAnswer, TenantRequest
@@ -69,6 +70,30 @@ ADMIN_OPERATIONS = (
         request=FairnessRequest,
         answer=FairnessAnswer,
         dry_run=True,
+    ),
+    Operation(
+        method="get",
+        path="/v1/admin/guardrails",
+        summary="Guardrails in force, and the sets there are.",
+        scope="admin",
+        answer=GuardrailsAnswer,
+    ),
+    Operation(
+        method="put",
+        path="/v1/admin/guardrails",
+        summary="Change guardrails while the fleet runs.",
+        scope="admin",
+        request=GuardrailsRequest,
+        answer=GuardrailsAnswer,
+        dry_run=True,
+    ),
+    Operation(
+        method="post",
+        path="/v1/admin/guardrails/test",
+        summary="Say what would become of a text.",
+        scope="admin",
+        request=TrialRequest,
+        answer=TrialAnswer,
     ),
     Operation(
         method="get",

@@ -23,6 +23,7 @@ from inferflux.registry.control import Control
 from inferflux.registry.deadletters import DeadLetters
 from inferflux.registry.fairness import FairnessStore
 from inferflux.registry.follower import FleetFollower
+from inferflux.registry.guardrails.store import GuardrailStore
 from inferflux.registry.identities import ApiKeys, TenantRecords
 from inferflux.registry.limits import LimitStore
 from inferflux.registry.model_store import ModelsFollower, ModelStore
@@ -70,6 +71,7 @@ from .routes.audit import list_heads
 from .routes.batches import BATCH_ROUTES
 from .routes.cache import CACHE_ROUTES
 from .routes.files import FILE_ROUTES, create_file
+from .routes.guardrails import GUARDRAIL_ROUTES
 from .routes.rate_limit import LIMIT_ROUTES
 from .routes.routing import ROUTING_ROUTES
 from .routes.usage import get_usage
@@ -93,6 +95,7 @@ class Parts:
         self.metrics = Metrics()
         self.gate = Gate(control.tenants, Oidc.from_settings(settings.auth, control.tenants))
         self.auditor = Auditor(control.audit)
+        control.guard.on_hit = self.metrics.policy.count
         self.anchorage = Anchorage(control.audit, Anchors(broker), self.metrics.policy)
         self.follower = FleetFollower(broker)
         self.relay = Relay(broker, identity.owner)
@@ -102,7 +105,7 @@ class Parts:
         self.presence = Presence(broker, identity.owner, grace_s)
         self.vigil = Vigil(broker, identity.owner, self.canceller, self.presence, self.pressure, grace_s)
         patience = Patience(settings.queue, self.follower.fleet, self.canceller)
-        desk = Desk(settings, broker, identity, stamper)
+        desk = Desk(settings, broker, identity, stamper, control.guard)
         self.dispatcher = Dispatcher(
             settings,
             desk,
@@ -219,6 +222,8 @@ def create_app(settings: Settings, broker: Broker, stamper: Stamper, served: Mod
             "api_metrics": _provide(parts.metrics.api),
             "anchors": _provide(Anchors(broker)),
             "dead_letters": _provide(DeadLetters(broker)),
+            "control": _provide(control),
+            "guardrail_store": _provide(GuardrailStore(control.store, settings.guardrails)),
             "fairness_store": _provide(FairnessStore(control.store)),
             "limit_store": _provide(LimitStore(control.store)),
             "usage_book": _provide(UsageBook(broker)),
@@ -272,6 +277,7 @@ _ADMIN = [
     tenants.get_tenant,
     tenants.change_tenant,
     tenants.delete_tenant,
+    *GUARDRAIL_ROUTES,
 ]
 _OPEN = [health.livez, health.readyz, health.metrics, documents.openapi_json, documents.docs, ui.ui_page, ui.ui_file]
 

@@ -12,6 +12,7 @@ from litestar.types import Scope
 from inferflux.broker.errors import DENIALS, Code, RequestError
 from inferflux.broker.wire import Failure
 from inferflux.config.audit import Actor, Audit
+from inferflux.registry.guardrails.guard import Blocked, told
 from inferflux.registry.tenants import Principal
 
 from .auth import PRINCIPAL
@@ -43,6 +44,8 @@ class Auditor:
         """Before an error becomes an answer."""
         failure = error.failure if isinstance(error, FailureError) else to_failure(error)
         scope["state"][_FAILURE] = failure
+        if isinstance(error, Blocked):
+            scope["state"].setdefault(_DETAIL, {}).update(told(error, self._audit))
 
     def answered(self, status: int, scope: Scope) -> None:
         """When an answer begins."""
@@ -63,8 +66,7 @@ class Auditor:
             "admin.change" if changes else "request.refuse",
             actor(scope),
             "denied" if denied else "allowed" if status < 400 else "failed",
-            **detail,
-            **scope["state"].get(_DETAIL, {}),
+            **detail | scope["state"].get(_DETAIL, {}),
         )
 
 

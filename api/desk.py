@@ -12,11 +12,11 @@ from inferflux.broker.stamp import Stamp, Stamper
 from inferflux.broker.subjects import HEADER_PREFIX, HEADER_STAMP, HEADER_TRACEPARENT, Lane, RequestKey, infer
 from inferflux.broker.wire import Head, encode
 from inferflux.config.settings import Settings
+from inferflux.registry.guardrails.guard import Guard
 
 from .ask import Ask
 from .identity import Identity
 
-POLICY_REVISION = 0
 MAX_TRACEPARENT = 128
 
 
@@ -39,19 +39,21 @@ class Draft(msgspec.Struct, frozen=True):
 class Desk:
     """Stamps and publishes as this replica."""
 
-    def __init__(self, settings: Settings, broker: Broker, identity: Identity, stamper: Stamper) -> None:
+    def __init__(self, settings: Settings, broker: Broker, identity: Identity, stamper: Stamper, guard: Guard) -> None:
         self.identity = identity
+        self._guard = guard
         self._settings = settings
         self._broker = broker
         self._stamper = stamper
 
     async def publish(self, draft: Draft, given: Mapping[str, str]) -> Receipt:
-        """Store the prompt, and leave a head on its tape for other replicas. Raises BrokerError."""
+        """Judge and store the prompt, and leave a head on its tape for other replicas. Raises RequestError for what
+        guardrails refuse, BrokerError."""
         key, lane, ask = draft.key, draft.lane, draft.ask
         deadline_s = draft.deadline_s or draft.created_s + self._settings.queue.queue_timeout_s
-        prompt = ask.build(key.request, draft.created_s, deadline_s)
+        prompt, revision = await self._guard.judge(ask.build(key.request, draft.created_s, deadline_s), lane)
         body = encode(msgspec.structs.replace(prompt, key=draft.key_id))
-        headers = self._headers(draft, body, deadline_s, given)
+        headers = self._headers(draft, body, deadline_s, revision, given)
         if (prefix := prefix_digest(prompt, draft.salt)) is not None:
             headers[HEADER_PREFIX] = prefix
         receipt = await self._broker.publish_prompt(lane, body, msg_id=key.request, headers=headers)
@@ -73,10 +75,12 @@ class Desk:
         )
         return receipt
 
-    def _headers(self, draft: Draft, body: bytes, deadline_s: float, given: Mapping[str, str]) -> dict[str, str]:
+    def _headers(
+        self, draft: Draft, body: bytes, deadline_s: float, revision: int, given: Mapping[str, str]
+    ) -> dict[str, str]:
         # A later attempt may come long after the deadline, and the tape lives no longer than this.
         expires_s = int(deadline_s + self._settings.tape.max_age_s)
-        stamp = Stamp(draft.key.owner, expires_s, POLICY_REVISION)
+        stamp = Stamp(draft.key.owner, expires_s, revision)
         header = self._stamper.write(stamp, subject=infer(draft.lane), msg_id=draft.key.request, body=body)
         headers = {HEADER_STAMP: header}
         traceparent = given.get(HEADER_TRACEPARENT)

@@ -336,6 +336,31 @@ class Fairness(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
     min_share: dict[Literal["default", "batch"], Annotated[float, Meta(ge=0, le=1)]] = {}
 
 
+GuardrailAction: TypeAlias = Literal["block", "redact", "flag"]
+GuardrailStage: TypeAlias = Literal["both", "input", "output"]
+
+
+class GuardrailSet(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Terms under one name, what is done about them, and whether in prompts, in answers or in both.
+
+    Without terms it says how one of the sets is applied that InferFlux brings along.
+    """
+
+    terms: tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...] = ()
+    action: GuardrailAction = "block"
+    stage: GuardrailStage = "both"
+
+
+class Guardrails(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What operators changed while the fleet runs: it wins over the settings. The value of `policy` `guardrails`.
+
+    `active` names the sets in force, and single terms; None leaves that to the settings.
+    """
+
+    active: tuple[Annotated[str, Meta(min_length=1, max_length=256)], ...] | None = None
+    sets: dict[Annotated[str, Meta(min_length=1, max_length=64)], GuardrailSet] = {}
+
+
 ModelName: TypeAlias = Annotated[str, Meta(min_length=1)]
 Limit: TypeAlias = Annotated[int, Meta(ge=1)]
 
@@ -759,6 +784,7 @@ def json_schema() -> dict[str, Any]:
             Fairness,
             ModelRegistry,
             CacheOrders,
+            Guardrails,
         ),
         ref_template="#/components/schemas/{name}",
     )

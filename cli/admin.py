@@ -8,6 +8,7 @@ import typer
 
 from . import queue
 from .admin_cache import cache
+from .admin_guardrails import guardrails
 from .admin_keys import api_keys
 from .admin_limits import rate_limit
 from .admin_models import models
@@ -25,7 +26,7 @@ app = typer.Typer(help="Change a running fleet.", no_args_is_help=True)
 app.command("api-keys")(api_keys)
 app.command("api_keys", hidden=True)(api_keys)
 app.command()(tenants)
-for command in (models, routing, scheduler, cache):
+for command in (models, guardrails, routing, scheduler, cache):
     app.command()(command)
 app.command("workers")(fleet)
 app.add_typer(queue.app, name="queue")

@@ -17,7 +17,7 @@ import msgspec
 
 from inferflux.config.errors import ConfigError
 from inferflux.config.settings import Settings
-from inferflux.config.unsupported import unsupported
+from inferflux.registry.guardrails.policy import check_guardrails
 from inferflux.registry.models import load_models
 from inferflux.registry.tenants import Tenants
 
@@ -62,10 +62,11 @@ def check_platform() -> Check:
 
 
 def check_settings(settings: Settings, path: Path) -> Iterator[Check]:
-    """The settings file as loaded: what cannot be enforced, and the keys."""
-    problems = unsupported(settings)
-    if problems:
-        yield Check("settings", "fail", "; ".join(problems), f"edit {path}")
+    """The settings file as loaded: its guardrails, and the keys."""
+    try:
+        check_guardrails(settings.guardrails)
+    except ConfigError as error:
+        yield Check("settings", "fail", str(error), f"edit {path}")
     else:
         yield Check("settings", "ok", str(path))
     try:

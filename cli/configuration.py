@@ -31,19 +31,17 @@ def config(
 def _check(path: Path, as_json: bool) -> None:
     from inferflux.api.oidc import check_settings
     from inferflux.config import load
-    from inferflux.config.unsupported import unsupported
+    from inferflux.registry.guardrails.policy import check_guardrails
     from inferflux.registry.tenants import Tenants
 
     settings = load.load(path, {}).settings
     Tenants.from_settings(settings)
     check_settings(settings.auth)
-    notes = unsupported(settings)
+    check_guardrails(settings.guardrails)
     if as_json:
-        print_json({"file": str(path), "valid": True, "will_not_start": notes})
-        return
-    typer.echo(f"{path}: valid")
-    for note in notes:
-        typer.echo(f"{path}: will not start: {note}")
+        print_json({"file": str(path), "valid": True})
+    else:
+        typer.echo(f"{path}: valid")
 
 
 def _show(path: Path | None, assignments: list[str], as_json: bool) -> None:

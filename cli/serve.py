@@ -80,7 +80,6 @@ def _run(
     path = load.find(config)
     overrides = load.parse_assignments(assignments or []) | given
     settings = load.load(path, os.environ, overrides).settings
-    load.refuse_unsupported(settings)
     logs.setup(settings.logging, "serve")
     port = settings.server.port
     if num_apis:

@@ -19,7 +19,6 @@ from .errors import ConfigError
 from .knobs import KNOBS, SECRET_FIELDS, SECRETS, Knob, describe, inner_type, suggest
 from .settings import Settings
 from .sources import Given, from_environ, from_file, from_flags
-from .unsupported import unsupported
 
 SHIPPED = Path(__file__).resolve().parent / "server.yaml"
 USUAL = Path("config/server.yaml")
@@ -62,18 +61,12 @@ def find(path: Path | None) -> Path:
 
 
 def load_for_process(argv: Sequence[str], environ: Mapping[str, str], program: str) -> Loaded:
-    """Settings of a serving process from `[--config FILE] [--set section.key=value]...`.
-
-    Raises ConfigError also for what this version cannot enforce: a process must not start without a protection
-    that its settings promise.
-    """
+    """Settings of a serving process from `[--config FILE] [--set section.key=value]...`. Raises ConfigError."""
     parser = argparse.ArgumentParser(prog=program)
     parser.add_argument("--config", type=Path, default=None, metavar="FILE")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     arguments = parser.parse_args(argv)
-    loaded = load(find(arguments.config), environ, parse_assignments(arguments.set))
-    refuse_unsupported(loaded.settings)
-    return loaded
+    return load(find(arguments.config), environ, parse_assignments(arguments.set))
 
 
 def parse_assignments(assignments: Sequence[str]) -> dict[str, str]:
@@ -85,13 +78,6 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, str]:
             raise ConfigError(f"--set {path!r}: write it as section.key=value")
         flags[path.strip()] = value
     return flags
-
-
-def refuse_unsupported(settings: Settings) -> None:
-    """Raises ConfigError naming every setting that this version reads but cannot enforce."""
-    problems = unsupported(settings)
-    if problems:
-        raise ConfigError("will not start: " + "; ".join(problems))
 
 
 def shown(loaded: Loaded) -> list[tuple[str, Any, str]]:

@@ -31,6 +31,10 @@ class PolicyMetrics:
             registry=registry,
         )
 
+    def count(self, stage: str, guardrail: str, action: str) -> None:
+        """One thing that a guardrail found."""
+        self.guardrail_blocks.labels(stage, guardrail, action).inc()
+
 
 class ApiMetrics:
     """What one API replica sees: requests as their clients do, and the queues."""
@@ -119,7 +123,9 @@ class ApiMetrics:
             "inferflux_batch_lines_running", "Batch lines that this replica has in flight.", registry=registry
         )
         self.batch_takeovers = Counter(
-            "inferflux_batch_takeovers", "Batches that this replica took over from one that fell silent.", registry=registry
+            "inferflux_batch_takeovers",
+            "Batches that this replica took over from one that fell silent.",
+            registry=registry,
         )
         self.file_bytes = Counter(
             "inferflux_file_bytes", "Bytes of files, by direction: in or out.", ("direction",), registry=registry

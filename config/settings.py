@@ -152,11 +152,24 @@ class ModelSettings(Section, frozen=True, kw_only=True):
     backend: Literal["auto", "llamacpp", "torch", "stub"] = "auto"
 
 
+class GuardrailSetSettings(Section, frozen=True, kw_only=True):
+    """Terms under a name, or, without terms, how one of the sets is applied that are built in."""
+
+    name: str
+    terms: tuple[str, ...] = ()
+    action: Literal["block", "redact", "flag"] = "block"
+    stage: Literal["both", "input", "output"] = "both"
+
+
 class GuardrailSettings(Section, frozen=True, kw_only=True):
-    """What prompts and answers are checked against."""
+    """What prompts and answers are checked against: `blocklist` names sets and single terms; OPA judges prompts."""
 
     blocklist: tuple[str, ...] = ()
+    sets: tuple[GuardrailSetSettings, ...] = ()
     opa_endpoint: str | None = None
+    opa_timeout_s: Annotated[float, Meta(gt=0, le=60)] = 1.0
+    opa_fail_open: bool = False
+    opa_cache_ttl_s: Seconds = 0.0
 
 
 class LoggingSettings(Section, frozen=True, kw_only=True):

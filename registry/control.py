@@ -9,6 +9,7 @@ from inferflux.config.audit import Audit
 from inferflux.config.settings import Settings
 
 from .fairness import FairnessFollower
+from .guardrails.guard import Guard
 from .identities import follow_identities
 from .limits import LimitBook
 from .store import Follower, PolicyStore
@@ -20,6 +21,7 @@ class Control:
 
     def __init__(self, settings: Settings, store: PolicyStore, tenants: Tenants, audit: Audit | None = None) -> None:
         self.audit = audit or Audit()
+        self.guard = Guard(settings.guardrails)
         self.store = store
         self.tenants = tenants
         self.policy = Follower(store, BUCKET_POLICY)
@@ -27,6 +29,7 @@ class Control:
         self.identities = Follower(store, BUCKET_TENANTS)
         self.fairness = FairnessFollower(tenants, settings.fairness.min_share)
         self.fairness.follow(self.policy, store)
+        self.guard.follow(self.policy, store)
         self.limits = LimitBook(settings.auth)
         self.limits.follow(self.policy, store)
         follow_identities(self.identities, tenants)
@@ -45,6 +48,7 @@ class Control:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.guard.close()
 
     @property
     def _followers(self) -> tuple[Follower, Follower, Follower]:

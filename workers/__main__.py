@@ -63,7 +63,9 @@ async def serve(settings: Settings) -> bool:
     try:
         meter = Meter(metrics)
         control = Control(settings, PolicyStore(broker), tenants, Audit.of_process(settings.logging, "worker"))
-        anchorage = Anchorage(control.audit, Anchors(broker), PolicyMetrics(registry))
+        policy = PolicyMetrics(registry)
+        control.guard.on_hit = policy.count
+        anchorage = Anchorage(control.audit, Anchors(broker), policy)
         worker = Worker(settings, broker, (), control, _reader(connection, tenants), meter)
         registrar = Registrar(settings, control, worker, metrics)
         keeper = CacheKeeper(control, worker)

@@ -11,9 +11,13 @@ import msgspec
 
 from inferflux.broker.errors import Code
 from inferflux.broker.wire import Failure, Frame, Usage, encode, failure
+from inferflux.registry.guardrails.guard import Guard
+from inferflux.registry.guardrails.matcher import Matcher
+from inferflux.registry.guardrails.rule import Rule
 
 from .engine.job import Job, Update
-from .replay import Replay
+from .replay import Replay, ReplayedChoice
+from .screen import Screen, rescreened
 from .seal import RequestSeal
 
 
@@ -26,6 +30,10 @@ class End(Enum):
     RELEASED = auto()
 
 
+def _nobody(_: int) -> None:
+    """Runs nothing that could be stopped."""
+
+
 class Label(msgspec.Struct, frozen=True):
     """What the first frame of an attempt says about who answers."""
 
@@ -34,21 +42,39 @@ class Label(msgspec.Struct, frozen=True):
 
 
 class Choice:
-    """What was sent of one choice, and what came since. The first frame of an attempt says which hash it continues."""
+    """What was sent of one choice, and what may be sent of what came since. The first frame of an attempt says which
+    hash it continues."""
 
-    def __init__(self, job: Job, finished: bool, seal: RequestSeal) -> None:
+    def __init__(self, job: Job, replayed: ReplayedChoice, seal: RequestSeal) -> None:
         self.job = job
         self.num_tokens = len(job.resumed)
         self.num_cached = 0
-        self.finished = finished
+        self.finished = replayed.finished
         self.updates: list[Update] = []
+        self.screen: Screen | None = None
+        self._tail = replayed.tail
         self._hash = seal.running_hash(job.choice)
         self._prev: str | None = self._hash.update(job.resumed)
 
     def push(self, update: Update) -> None:
-        self.updates.append(update)
         self.num_tokens += len(update.tokens)
         self.num_cached = max(self.num_cached, update.num_cached)
+        if self.screen is None:
+            self._let(update)
+        else:
+            for each in self.screen.push(update):
+                self._let(each)
+
+    def screen_by(self, matcher: Matcher | None, on_hit: Callable[[Rule], None]) -> None:
+        """Read what has not left by another policy from now on."""
+        held = [] if self.screen is None else self.screen.rest()
+        self.screen = None if matcher is None else Screen(self.job, matcher, self._tail, on_hit)
+        for update in rescreened(self.screen, held):
+            self._let(update)
+
+    def _let(self, update: Update) -> None:
+        self.updates.append(update)
+        self._tail = update.text or self._tail
         self.finished = update.finish_reason is not None
 
     def take(self) -> Update:
@@ -98,7 +124,11 @@ class Answer:
         self._echo: Mapping[int, str] = {}
         self._sent_s = 0.0
         self._is_urgent = True
-        self._choices = {job.choice: Choice(job, replay.choice(job.choice).finished, seal) for job in jobs}
+        self.blocked: list[Rule] = []
+        self.on_cut: Callable[[int], None] = _nobody
+        self._guard: Guard | None = None
+        self._matcher: Matcher | None = None
+        self._choices = {job.choice: Choice(job, replay.choice(job.choice), seal) for job in jobs}
         self.num_open = sum(not choice.finished for choice in self._choices.values())
 
     @property
@@ -126,6 +156,11 @@ class Answer:
         """Put each choice's prompt text in front of its first token."""
         self._echo = texts
 
+    def screen_by(self, guard: Guard) -> None:
+        """Read all that comes by the guardrails in force at the time. `blocked` are those that ended a choice;
+        `on_cut` is told the choice, which the engine may stop."""
+        self._guard = guard
+
     def end(self, how: End) -> None:
         """Ends once; later calls change nothing."""
         if not self.ended.done():
@@ -151,8 +186,16 @@ class Answer:
             self._broken = update.error
             self._is_urgent = True
             return
-        self._choices[update.choice].push(update)
-        self._is_urgent |= update.finish_reason is not None
+        choice = self._choices[update.choice]
+        if choice.finished:
+            return
+        if self._guard is not None and self._guard.output is not self._matcher:
+            self._rescreen(self._guard)
+        choice.push(update)
+        if choice.screen is not None and choice.screen.cut is not None:
+            self.blocked.append(choice.screen.cut)
+            self.on_cut(update.choice)
+        self._is_urgent |= choice.finished
         self.num_generated += len(update.tokens)
         if self.first_token_s is None:
             self.first_token_s = time.monotonic()
@@ -179,6 +222,12 @@ class Answer:
                 self.end(End.FINISHED)
         if self._broken is not None:
             self.fail(self._broken)
+
+    def _rescreen(self, guard: Guard) -> None:
+        self._matcher = guard.output
+        for choice in self._choices.values():
+            if not choice.finished:
+                choice.screen_by(self._matcher, lambda rule: guard.on_hit("output", rule.guardrail, rule.action))
 
     def _frame(self, choice: Choice) -> Frame:
         updates = choice.updates

@@ -11,13 +11,23 @@ from typing import Literal
 import msgspec
 
 from inferflux.broker.broker import Broker, Delivery
-from inferflux.broker.errors import BrokerError, BrokerUnavailable, ClaimLost, Code, MessageTooLarge, RequestError
+from inferflux.broker.errors import (
+    DENIALS,
+    BrokerError,
+    BrokerUnavailable,
+    ClaimLost,
+    Code,
+    MessageTooLarge,
+    RequestError,
+)
 from inferflux.broker.subjects import RequestKey
 from inferflux.broker.wire import AnyPrompt, CompletionPrompt, Failure, Usage, failure
+from inferflux.config.audit import Actor
 from inferflux.config.logs import get_logger
 from inferflux.config.settings import Settings
+from inferflux.registry.control import Control
 from inferflux.registry.deadletters import DeadLetters
-from inferflux.registry.limits import LimitBook
+from inferflux.registry.guardrails.guard import told
 
 from .answer import Answer, End, Label, cancelled
 from .bill import Bill
@@ -37,7 +47,8 @@ _submissions = itertools.count(1)
 
 
 class Task(msgspec.Struct, frozen=True):
-    """A delivered prompt that was understood, or the reason why it was not."""
+    """A delivered prompt that was understood, or the reason why it was not. `policy_revision` says by which guardrails
+    an API replica has judged it."""
 
     key: RequestKey
     delivery: Delivery
@@ -45,13 +56,14 @@ class Task(msgspec.Struct, frozen=True):
     prompt: AnyPrompt | None
     salt: str = ""
     error: Failure | None = None
+    policy_revision: int | None = None
 
 
 class Attempt:
     """Runs a task to its end. `seq` is the claim's sequence in the tape, and so the attempt's number; 0 before."""
 
     def __init__(
-        self, task: Task, host: ModelHost, broker: Broker, settings: Settings, worker: str, limits: LimitBook
+        self, task: Task, host: ModelHost, broker: Broker, settings: Settings, worker: str, control: Control
     ) -> None:
         self.task = task
         self.key = task.key
@@ -61,10 +73,12 @@ class Attempt:
         self.outbox = Outbox(broker, task.key, settings.tape, time.monotonic, self._refused)
         self.answer: Answer | None = None
         self._claims = Claims(broker, task.key, worker, task.delivery.seq)
-        self._bill = Bill(broker, limits, task.key, task.delivery, task.prompt)
+        self._bill = Bill(broker, control.limits, task.key, task.delivery, task.prompt)
         self.host = host
         self._broker = broker
         self._settings = settings
+        self._control = control
+        self._prompt = task.prompt
         self._asked: End | None = None
         self._num_charged = 0
         self.outcome = "lost"
@@ -190,26 +204,34 @@ class Attempt:
     async def _generate(self, replay: Replay, claim: asyncio.Task[int] | None = None) -> End:
         """Run the request to the end of its answer. `claim` is still on its way. Raises ClaimLost."""
         error: Failure | None = None
+        denied: RequestError | None = None
         jobs: list[Job] = []
         try:
             jobs = await self._prepare(replay)
             await self._bill.reserve(jobs, begun=replay.begun)
         except RequestError as reason:
             error = failure(reason.code, reason.message, param=reason.param, retry_after_s=reason.retry_after_s)
+            denied = reason if reason.code in DENIALS else None
         label = Label(self.host.model, self.host.backend)
         self.answer = answer = Answer(self.key.request, jobs, replay, self.task.seal, label, self.outbox.send)
+        answer.screen_by(self._control.guard)
         if self._asked is not None:
             answer.end(self._asked)
         elif error is not None:
             answer.fail(error)
         elif answer.open_jobs:
-            if isinstance(self.task.prompt, CompletionPrompt) and self.task.prompt.echo:
-                answer.echo(echoes(self.task.prompt, jobs, self.host.text))
+            if isinstance(self._prompt, CompletionPrompt) and self._prompt.echo:
+                answer.echo(echoes(self._prompt, jobs, self.host.text))
             self.host.submit(self.name, answer)
         if claim is not None:
             self._claimed(await claim)
+        if denied is not None:
+            self._audit("request.refuse", **told(denied, self._control.audit))
         answer.begin(self.seq)
-        return await answer.ended
+        how = await answer.ended
+        for rule in answer.blocked:
+            self._audit("answer.cut", guardrail=rule.guardrail)
+        return how
 
     async def _prepare(self, replay: Replay) -> list[Job]:
         prompt, task = self.task.prompt, self.task
@@ -223,8 +245,23 @@ class Attempt:
             )
         if prompt.deadline is not None and time.time() > prompt.deadline and not replay.begun:
             raise RequestError(Code.QUEUE_TIMEOUT, "the request waited longer than its deadline allows")
-        jobs = await self._jobs(prompt)
+        self._prompt = await self._judged(prompt)
+        jobs = await self._jobs(self._prompt)
         return [msgspec.structs.replace(job, resumed=replay.choice(job.choice).tokens) for job in jobs]
+
+    async def _judged(self, prompt: AnyPrompt) -> AnyPrompt:
+        """The prompt as guardrails leave it. Raises RequestError."""
+        guard, task = self._control.guard, self.task
+        if self._control.audit.refuses and task.policy_revision is None:
+            raise RequestError(Code.AUDIT_UNAVAILABLE, "the audit log cannot be written; try again later")
+        if not guard.must_judge(prompt, task.policy_revision):
+            return prompt
+        judged, _ = await guard.judge(prompt, self.delivery.lane, self.host.text)
+        return judged
+
+    def _audit(self, action: str, **detail: object) -> None:
+        actor = Actor(tenant=self.delivery.lane.tenant, source=self.key.owner)
+        self._control.audit.record(action, actor, "denied", request=self.key.request, **detail)
 
     async def _jobs(self, prompt: AnyPrompt) -> list[Job]:
         task, lane = self.task, self.delivery.lane

@@ -119,6 +119,7 @@ class ModelHost:
 
     def submit(self, name: str, answer: Answer) -> None:
         self._answers[name] = answer
+        answer.on_cut = lambda choice: self._engine.cancel(name, choice)
         self._engine.submit(answer.open_jobs)
 
     def cancel(self, name: str) -> None:

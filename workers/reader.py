@@ -47,4 +47,5 @@ class PromptReader:
             prompt=prompt,
             salt=self._tenants.tenant(lane.tenant).salt,
             error=error,
+            policy_revision=None if stamp is None else stamp.policy_revision,
         )

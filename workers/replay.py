@@ -11,12 +11,14 @@ from .seal import RequestSeal
 
 
 class ReplayedChoice(msgspec.Struct):
-    """The contiguous tokens of one choice; `finished` when its finish reason is on the tape too."""
+    """The contiguous tokens of one choice, and the end of their text; `finished` when its finish reason is on the tape
+    too."""
 
     tokens: tuple[int, ...] = ()
     finished: bool = False
     attempt: int = 0
     hash: str | None = None
+    tail: str = ""
 
 
 class Replay:
@@ -60,6 +62,7 @@ class Replay:
             return
         choice.tokens += tokens
         choice.hash = frame.hash
+        choice.tail = frame.text or choice.tail
         choice.finished = frame.finish_reason is not None or frame.embedding is not None
 
 

@@ -163,7 +163,7 @@ class Worker:
             return
         if task.prompt is not None and (prefix := prefix_digest(task.prompt, task.salt)) is not None:
             mount.intake.remember(prefix)
-        attempt = Attempt(task, mount.host, self._broker, self._settings, self.id, self._control.limits)
+        attempt = Attempt(task, mount.host, self._broker, self._settings, self.id, self._control)
         self._attempts[task.key] = attempt
         self._spawn(self._run(attempt))
 

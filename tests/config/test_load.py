@@ -15,7 +15,6 @@ from inferflux.config.load import (
     load,
     load_for_process,
     parse_assignments,
-    refuse_unsupported,
     shown,
 )
 from inferflux.config.settings import Settings
@@ -160,21 +159,6 @@ def test_every_setting_whose_name_sounds_secret_is_masked():
         if any(word in path for word in ("password", "secret")):
             value = shown(load(None, {knob.env: "sesame-000000000"}))
             assert (path, MASK, f"env {knob.env}") in value
-
-
-@pytest.mark.parametrize(
-    ("path", "text"),
-    [
-        ("guardrails.blocklist", "pii"),
-        ("guardrails.opa_endpoint", "http://opa"),
-    ],
-)
-def test_a_process_does_not_start_without_a_protection_that_is_set(path, text):
-    settings = load(None, {}, {path: text}).settings
-    with pytest.raises(ConfigError, match=path):
-        refuse_unsupported(settings)
-    with pytest.raises(ConfigError, match=path):
-        load_for_process(["--set", f"{path}={text}"], {}, "test")
 
 
 def test_the_shipped_settings_start_and_have_their_registry_wherever_they_are(monkeypatch, tmp_path):

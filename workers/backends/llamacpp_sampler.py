@@ -130,4 +130,3 @@ def describe(logits: Row, token: int, count: int) -> Sample:
         Logprob(token, float(logits[token]) - log_total),
         tuple(Logprob(other, float(logits[other]) - log_total) for other in top),
     )
-

@@ -16,7 +16,7 @@ from inferflux.config.settings import FairnessSettings, PagedKVSettings, Schedul
 
 from ..backends.backend import Backend, Capacity, Sample
 from .class_share import ClassShare
-from .inbox import CacheEpoch, Inbox, Message
+from .inbox import CacheEpoch, Drop, Inbox, Message
 from .job import EngineStats, Job, Update
 from .offload import Offload, OffloadStats
 from .plan import Plan
@@ -85,9 +85,10 @@ class Engine:
         self._check_runs()
         self._inbox.post(tuple(jobs))
 
-    def cancel(self, request: str) -> None:
-        """Drop a request before the next step; any thread. No error when it is unknown, has ended, or nothing runs."""
-        self._inbox.post(request)
+    def cancel(self, request: str, choice: int | None = None) -> None:
+        """Drop a request, or one choice, before the next step; any thread. No error when it is unknown, has ended, or
+        nothing runs."""
+        self._inbox.post(Drop(request, choice))
 
     def configure(self, settings: SchedulerSettings) -> None:
         """Other bounds from the next step on; any thread. They are capped by what the backend was started with.
@@ -217,8 +218,8 @@ class Engine:
 
     def _take(self, scheduler: Scheduler, message: Message) -> None:
         match message:
-            case str():
-                for sequence in scheduler.cancel(message):
+            case Drop():
+                for sequence in scheduler.cancel(message.request, message.choice):
                     del self._transcripts[sequence]
             case SchedulerSettings():
                 scheduler.settings = message

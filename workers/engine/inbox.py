@@ -21,7 +21,14 @@ class CacheEpoch(msgspec.Struct, frozen=True):
     files: bool
 
 
-Message = tuple[Job, ...] | str | SchedulerSettings | CacheEpoch | Future[None]
+class Drop(msgspec.Struct, frozen=True):
+    """Drop a request, or one choice of it."""
+
+    request: str
+    choice: int | None = None
+
+
+Message = tuple[Job, ...] | Drop | SchedulerSettings | CacheEpoch | Future[None]
 """Jobs to add, a request to drop, new bounds, a cache to clear, or somebody who waits for a check."""
 
 

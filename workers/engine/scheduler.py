@@ -74,9 +74,13 @@ class Scheduler:
         insort(self.waiting, sequence, key=_by_rank)
         return sequence
 
-    def cancel(self, request: str) -> list[Sequence]:
-        """Drop the request's sequences and free their pages; returns what was dropped."""
-        dropped = [sequence for sequence in (*self.running, *self.waiting) if sequence.job.request == request]
+    def cancel(self, request: str, choice: int | None = None) -> list[Sequence]:
+        """Drop the request's sequences, or one choice's, and free their pages; returns what was dropped."""
+        dropped = [
+            sequence
+            for sequence in (*self.running, *self.waiting)
+            if sequence.job.request == request and choice in (None, sequence.job.choice)
+        ]
         for sequence in dropped:
             self.finish(sequence)
         return dropped
