@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -63,7 +64,7 @@ def model_states(registry: ModelRegistry, fleet: Fleet) -> list[ModelState]:
     return states
 
 
-def overall(beats: list[WorkerState]) -> State:
+def overall(beats: Sequence[WorkerState] | Sequence[ModelBeat]) -> State:
     """A model's state is the best that any worker has of it."""
     ranked: tuple[State, ...] = ("ready", "loading", "failed", "unloading")
     return next((state for state in ranked if any(beat.state == state for beat in beats)), "no_worker")
@@ -74,7 +75,7 @@ def _state(entry: ModelEntry, change: ModelChange, fleet: Fleet) -> ModelState:
     return ModelState(
         id=entry.id,
         owner=entry.owner,
-        state=overall(list(workers)),
+        state=overall(workers),
         path=None if entry.path is None else str(entry.path),
         backend=entry.backend,
         default=entry.default,

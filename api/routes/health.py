@@ -7,6 +7,10 @@ from litestar import Response, get
 from litestar.di import NamedDependency
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from inferflux.registry.fleet import Fleet
+
+from ..gateway import Gateway
+from ..model_states import overall
 from ..status import Status
 
 
@@ -17,11 +21,20 @@ async def livez() -> Response[bytes]:
 
 
 @get(["/readyz", "/healthz"])
-async def readyz(status: NamedDependency[Status]) -> Response[bytes]:
-    """Whether new requests are accepted, with each check by name; the notes do not count."""
+async def readyz(
+    status: NamedDependency[Status], gateway: NamedDependency[Gateway], fleet: NamedDependency[Fleet]
+) -> Response[bytes]:
+    """Whether new requests are accepted, with each check by name; notes and the models' states do not count."""
     checks = status.checks()
     ready = all(checks.values())
-    body = msgspec.json.encode({"status": "ok" if ready else "unavailable", "checks": checks, "notes": status.notes()})
+    body = msgspec.json.encode(
+        {
+            "status": "ok" if ready else "unavailable",
+            "checks": checks,
+            "notes": status.notes(),
+            "models": {entry.id: overall(fleet.models(entry.id)) for entry in gateway.models},
+        }
+    )
     return Response(body, status_code=200 if ready else 503, media_type="application/json")
 
 

@@ -64,7 +64,7 @@ class Api:
         self.broker = MemoryBroker(self.hub)
         tenants = Tenants.from_settings(settings)
         control = Control(settings, PolicyStore(self.broker), tenants, Audit(settings.logging, "api"))
-        self.app = create_app(settings, self.broker, Stamper(SECRET), MODELS, control)
+        self.app = create_app(settings, self.broker, Stamper(SECRET), Models(MODELS), control)
         self.parts = self.app.state.parts
         self.worker = ScriptedWorker(MemoryBroker(self.hub), "org/small", "pretend")
         self.client = httpx.AsyncClient(

@@ -38,7 +38,7 @@ class Api:
         self.worker = worker
         self.worker_broker = worker_broker
         control = Control(settings, PolicyStore(broker), Tenants.from_settings(settings))
-        self.app = create_app(settings, broker, Stamper(SECRET), MODELS, control)
+        self.app = create_app(settings, broker, Stamper(SECRET), Models(MODELS), control)
         transport = httpx.ASGITransport(self.app)
         self.client = httpx.AsyncClient(
             transport=transport, base_url="http://api", headers={"authorization": "Bearer key"}
