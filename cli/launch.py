@@ -13,6 +13,7 @@ import msgspec
 
 from inferflux.config.settings import Settings
 from inferflux.workers.backends.cores import num_physical_cores
+from inferflux.workers.ranks import WORLD_SIZE
 
 from .errors import CommandFailed
 from .supervisor import ChildSpec
@@ -35,6 +36,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     coloured: bool = False
     num_apis: int = 1
     num_workers: int = 1
+    world_size: int = 1
     port: int = 8080
 
     def children(self) -> list[ChildSpec]:
@@ -56,7 +58,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
                 argv=self._argv("inferflux.workers", self._threads()),
                 rank=_RANK_WORKER,
                 grace_s=settings.worker.drain_timeout_s + _SLACK_S,
-                environ=self._environ(),
+                environ={**self._environ(), **self._ranks()},
             )
             for number in range(1, self.num_workers + 1)
         ]
@@ -82,6 +84,10 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
         if self.num_workers == 1 or self.settings.runtime.llamacpp.threads:
             return {}
         return {"runtime.llamacpp.threads": str(max(1, num_physical_cores() // self.num_workers))}
+
+    def _ranks(self) -> Mapping[str, str]:
+        """Each worker starts its other ranks itself: they end with it."""
+        return {WORLD_SIZE: str(self.world_size)} if self.world_size > 1 else {}
 
     def _environ(self) -> Mapping[str, str]:
         return {"FORCE_COLOR": "1"} if self.coloured else {}

@@ -31,6 +31,9 @@ ApiReplicas = Annotated[
     int, typer.Option("--api-replicas", min=1, help="API processes; each next one listens on the next port.")
 ]
 Workers = Annotated[int, typer.Option("--workers", min=1, help="Worker processes.")]
+WorldSize = Annotated[
+    int, typer.Option("--world-size", min=1, help="Ranks of each worker, which share a model of the torch backend.")
+]
 
 
 def serve(
@@ -58,9 +61,16 @@ def api(
     _run("api", config, set_, {"server.host": host, "server.port": port}, num_apis=api_replicas, num_workers=0)
 
 
-def worker(config: Config = None, model: ModelFile = None, workers: Workers = 1, set_: Set = None) -> None:
+def worker(
+    config: Config = None,
+    model: ModelFile = None,
+    workers: Workers = 1,
+    world_size: WorldSize = 1,
+    set_: Set = None,
+) -> None:
     """Run workers only, against the broker that the settings name."""
-    _run("worker", config, set_, {"model.path": model}, num_apis=0, num_workers=workers)
+    flags = {"model.path": model}
+    _run("worker", config, set_, flags, num_apis=0, num_workers=workers, world_size=world_size)
 
 
 def _run(
@@ -71,6 +81,7 @@ def _run(
     *,
     num_apis: int,
     num_workers: int,
+    world_size: int = 1,
 ) -> None:
     from inferflux.config import load, logs
 
@@ -94,6 +105,7 @@ def _run(
         coloured=logs.wants_colour(sys.stderr, os.environ),
         num_apis=num_apis,
         num_workers=num_workers,
+        world_size=world_size,
         port=port,
     )
     if num_apis:

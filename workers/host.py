@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -172,7 +173,10 @@ class ModelHost:
         return self._engine.stats()
 
     def stalled_s(self) -> float:
-        """Seconds since the engine last made a step while it had work; 0 when it is idle or moving."""
+        """Seconds since the engine last made a step while it had work; 0 when it is idle or moving, infinite when it
+        cannot compute any more."""
+        if self._backend.lost:
+            return math.inf
         stats, now_s = self.stats(), time.monotonic()
         if not stats.busy or stats.num_steps != self._seen_steps:
             self._seen_steps, self._seen_s = stats.num_steps, now_s

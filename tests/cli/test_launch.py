@@ -135,3 +135,10 @@ async def test_ready_means_that_replicas_accept_and_a_model_is_loaded(http_serve
     assert await wait_ready(launch(settings, port=int(server.url.rpartition(":")[2]))) == [REAL]
     assert answers == []
     assert server.asked[-1].headers["authorization"] == "Bearer all"
+
+
+def test_workers_hear_how_many_ranks_they_are():
+    (worker,) = launch(num_apis=0, num_workers=1, world_size=2).children()
+    assert worker.environ["INFERFLUX_DIST_WORLD_SIZE"] == "2"
+    (alone,) = launch(num_apis=0, num_workers=1).children()
+    assert "INFERFLUX_DIST_WORLD_SIZE" not in alone.environ

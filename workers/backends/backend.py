@@ -109,10 +109,16 @@ class Tokenizer(Protocol):
 
 
 class Backend(Protocol):
-    """Start once, run many, close once. `progress` is the share of the model that `start` has loaded; any thread."""
+    """Start once, run many, close once. `progress` is the share of the model that `start` has loaded; `lost` says that
+    nothing can be computed any more and the process has to end. Both from any thread."""
 
     name: str
-    progress: float
+
+    @property
+    def progress(self) -> float: ...
+
+    @property
+    def lost(self) -> bool: ...
 
     @property
     def tokenizer(self) -> Tokenizer: ...

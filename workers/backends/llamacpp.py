@@ -48,6 +48,7 @@ class LlamaCppBackend:
     """
 
     name = "llamacpp"
+    lost = False
 
     def __init__(self, path: str, settings: RuntimeSettings) -> None:
         self.progress = 0.0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
 from inferflux.broker.errors import ConfigError
 from inferflux.config.settings import RuntimeSettings
 
+from ..ranks import read_ranks
 from .backend import Backend
 
 BackendKind = Literal["auto", "llamacpp", "torch", "stub"]
@@ -50,7 +52,12 @@ def _open_torch(path: str, settings: RuntimeSettings) -> Backend:
         raise ConfigError(
             f'backend: torch cannot be imported ({error}); install it with pip install "inferflux[torch]"'
         ) from error
-    return TorchBackend(path, settings)
+    ranks = read_ranks(os.environ)
+    if ranks is None or ranks.backend == "stub":
+        return TorchBackend(path, settings)
+    from .torch_engine.leader import LeadingBackend, leader_for
+
+    return LeadingBackend(path, settings, leader_for(ranks))
 
 
 def _kind_for(path: str | None) -> BackendKind:

@@ -68,6 +68,7 @@ class StubBackend:
 
     name = "stub"
     progress = 0.0
+    lost = False
 
     def __init__(self, settings: RuntimeSettings) -> None:
         self._settings = settings

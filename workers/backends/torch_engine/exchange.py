@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, TypeVar
 
+import msgspec
 from torch import Tensor
+
+Agreed = TypeVar("Agreed", bound=msgspec.Struct)
 
 
 class Exchange(Protocol):
@@ -16,6 +19,9 @@ class Exchange(Protocol):
     def join(self, columns: Tensor) -> Tensor:
         """All ranks' columns side by side, in order of rank."""
 
+    def agree(self, value: Agreed) -> Agreed:
+        """Rank 0's value, on every rank."""
+
 
 class NoExchange:
     """One rank is all there is."""
@@ -25,3 +31,6 @@ class NoExchange:
 
     def join(self, columns: Tensor) -> Tensor:
         return columns
+
+    def agree(self, value: Agreed) -> Agreed:
+        return value

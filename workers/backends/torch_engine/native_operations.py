@@ -117,7 +117,8 @@ class Kernels:
         out = torch.empty_like(queries)
         self._library.inferflux_attend(
             _is_float(pages.keys), qkv.data_ptr(), byref(batch), byref(layout), _pointer(query_norm),
-            _pointer(key_norm), layer.norm_epsilon, rope[0].data_ptr(), rope[1].data_ptr(), queries.data_ptr(), pages.keys.data_ptr(),
+            _pointer(key_norm), layer.norm_epsilon, rope[0].data_ptr(), rope[1].data_ptr(), queries.data_ptr(),
+            pages.keys.data_ptr(),
             pages.values.data_ptr(), out.data_ptr(), self._num_threads,
         )  # fmt: skip
         return out

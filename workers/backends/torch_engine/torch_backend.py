@@ -32,6 +32,7 @@ class TorchBackend:
     """Pages are tensors that every slot can read; a sequence's block table says which are its own."""
 
     name = "torch"
+    lost = False
 
     def __init__(
         self, path: str, settings: RuntimeSettings, shard: Shard | None = None, exchange: Exchange | None = None
@@ -60,7 +61,7 @@ class TorchBackend:
         weights = WeightReader(checkpoint, operations, self._shard, device, dtype).read(self._loaded)
         page_size = settings.paged_kv.page_size
         page_bytes = operations.make_pages(1, page_size, local).num_bytes * whole.num_layers
-        size = size_kv(settings, whole.trained_length, page_bytes, available_bytes(device))
+        size = self._exchange.agree(size_kv(settings, whole.trained_length, page_bytes, available_bytes(device)))
         self._decoder = Decoder(local, weights, operations, self._exchange, size.context_length, device)
         self._pages = KVPages(self._decoder.make_pages, size.num_pages, page_size)
         num_slots = settings.scheduler.max_batch_size
@@ -141,6 +142,8 @@ class TorchBackend:
         if not drawing:
             return
         logits = self._decoder.logits(hidden[step.outputs])
+        if self._shard.rank:
+            return  # rank 0 draws
         for index, sample in zip(drawing, self._sampler.sample(logits, [batch[each] for each in drawing]), strict=True):
             samples[index] = sample
 
