@@ -140,3 +140,21 @@ def test_the_changelog_has_a_place_for_the_next_entry() -> None:
     headings = re.findall(r"^## \[(.+?)\]", text("CHANGELOG.md"), re.MULTILINE)
     assert headings[0] == "Unreleased"
     assert len(headings) == len(set(headings))
+
+
+def test_every_proof_is_one_that_exists_and_every_chaos_test_is_listed() -> None:
+    named = set(re.findall(r"`(\w+\.py)::(\w+)`", text("docs/reliability.md")))
+    defined = {
+        (path.name, name)
+        for folder in ("chaos", "e2e")
+        for path in (ROOT / "tests" / folder).glob("*.py")
+        for name in re.findall(r"^(?:async )?def (\w+)\(", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert named <= defined, named - defined
+    chaos = {
+        (path.name, name)
+        for path in (ROOT / "tests" / "chaos").glob("test_*.py")
+        for name in re.findall(r"^(?:async )?def (test_\w+)\(", path.read_text(encoding="utf-8"), re.MULTILINE)
+        if path.name != "test_scenarios.py"
+    }
+    assert chaos <= named, chaos - named
