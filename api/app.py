@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -16,6 +17,7 @@ from inferflux.broker.broker import Broker
 from inferflux.broker.objects import Objects
 from inferflux.broker.stamp import Stamper
 from inferflux.broker.subjects import OBJECTS_FILES
+from inferflux.broker.trace import make_tracer
 from inferflux.config.settings import Settings
 from inferflux.registry.audit import Anchorage, Anchors
 from inferflux.registry.cache import CacheStore
@@ -91,6 +93,7 @@ class Parts:
         identity = Identity(stamper)
         self.settings = settings
         self.broker = broker
+        self.tracer = make_tracer(settings.tracing, "api")
         self.control = control
         self.metrics = Metrics()
         self.gate = Gate(control.tenants, Oidc.from_settings(settings.auth, control.tenants))
@@ -105,7 +108,7 @@ class Parts:
         self.presence = Presence(broker, identity.owner, grace_s)
         self.vigil = Vigil(broker, identity.owner, self.canceller, self.presence, self.pressure, grace_s)
         patience = Patience(settings.queue, self.follower.fleet, self.canceller)
-        desk = Desk(settings, broker, identity, stamper, control.guard)
+        desk = Desk(settings, broker, identity, stamper, control.guard, self.tracer)
         self.dispatcher = Dispatcher(
             settings,
             desk,
@@ -170,6 +173,8 @@ class Parts:
         await self.control.close()
         await self.anchorage.close()
         await self.gate.close()
+        if self.tracer is not None:
+            await asyncio.to_thread(self.tracer.close)
 
 
 def create_app(settings: Settings, broker: Broker, stamper: Stamper, served: Models, control: Control) -> Litestar:

@@ -10,6 +10,7 @@ from inferflux.broker.broker import Broker, Receipt
 from inferflux.broker.prefix import prefix_digest
 from inferflux.broker.stamp import Stamp, Stamper
 from inferflux.broker.subjects import HEADER_PREFIX, HEADER_STAMP, HEADER_TRACEPARENT, Lane, RequestKey, infer
+from inferflux.broker.trace import Trace, Tracer
 from inferflux.broker.wire import Head, encode
 from inferflux.config.settings import Settings
 from inferflux.registry.guardrails.guard import Guard
@@ -39,9 +40,19 @@ class Draft(msgspec.Struct, frozen=True):
 class Desk:
     """Stamps and publishes as this replica."""
 
-    def __init__(self, settings: Settings, broker: Broker, identity: Identity, stamper: Stamper, guard: Guard) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        broker: Broker,
+        identity: Identity,
+        stamper: Stamper,
+        guard: Guard,
+        tracer: Tracer | None = None,
+    ) -> None:
         self.identity = identity
         self._guard = guard
+        self._tracer = tracer
+        self._traces: dict[str, Trace] = {}
         self._settings = settings
         self._broker = broker
         self._stamper = stamper
@@ -56,7 +67,12 @@ class Desk:
         headers = self._headers(draft, body, deadline_s, revision, given)
         if (prefix := prefix_digest(prompt, draft.salt)) is not None:
             headers[HEADER_PREFIX] = prefix
-        receipt = await self._broker.publish_prompt(lane, body, msg_id=key.request, headers=headers)
+        try:
+            receipt = await self._broker.publish_prompt(lane, body, msg_id=key.request, headers=headers)
+        except BaseException as error:
+            if (trace := self.trace(key.request)) is not None:
+                trace.end({}, error=type(error).__name__)
+            raise
         if not draft.headed:
             return receipt
         # Nobody waits for it: a head that is lost costs other replicas the stream, and nothing else.
@@ -75,6 +91,10 @@ class Desk:
         )
         return receipt
 
+    def trace(self, request: str) -> Trace | None:
+        """The trace of a request that was published here, for whoever ends it."""
+        return self._traces.pop(request, None)
+
     def _headers(
         self, draft: Draft, body: bytes, deadline_s: float, revision: int, given: Mapping[str, str]
     ) -> dict[str, str]:
@@ -86,4 +106,8 @@ class Desk:
         traceparent = given.get(HEADER_TRACEPARENT)
         if traceparent is not None and traceparent.isascii() and len(traceparent) <= MAX_TRACEPARENT:
             headers[HEADER_TRACEPARENT] = traceparent
+        if self._tracer is not None and draft.headed:
+            trace = self._tracer.request(draft.ask.kind, draft.lane, headers.get(HEADER_TRACEPARENT))
+            self._traces[draft.key.request] = trace
+            headers[HEADER_TRACEPARENT] = trace.traceparent
         return headers

@@ -225,7 +225,8 @@ class Dispatcher:
 
     def _opened(self, ticket: Ticket, stream: ReplyStream, started_s: float) -> Exchange:
         fresh = ticket.place is not None
-        meter = Meter(self._metrics, ticket.model.id, ticket.key.request, started_s, fresh=fresh)
+        trace = self._desk.trace(ticket.key.request)
+        meter = Meter(self._metrics, ticket.model.id, ticket.key.request, started_s, fresh=fresh, trace=trace)
         exchange = Exchange(ticket, stream, self._readers.patience, meter, self._on_close)
         self._readers.opened(ticket.key)
         self._open.add(exchange)

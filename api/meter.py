@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from inferflux.broker.errors import Code
+from inferflux.broker.trace import Trace
 from inferflux.config.logs import get_logger
 from inferflux.config.metrics import ApiMetrics
 
@@ -17,8 +18,18 @@ class Meter:
     """Times are on the monotonic clock; `started_s` is when the request came in. Who reads an answer that was started
     for somebody else is not `fresh`: how long that takes says nothing about the fleet."""
 
-    def __init__(self, metrics: ApiMetrics, model: str, request: str, started_s: float, *, fresh: bool = True) -> None:
+    def __init__(
+        self,
+        metrics: ApiMetrics,
+        model: str,
+        request: str,
+        started_s: float,
+        *,
+        fresh: bool = True,
+        trace: Trace | None = None,
+    ) -> None:
         self._metrics = metrics
+        self._trace = trace
         self._model = model
         self._request = request
         self._started_s = started_s
@@ -68,6 +79,9 @@ class Meter:
             self._metrics.request_success.labels(self._model, self._reason).inc()
         else:
             self._metrics.request_errors.labels(self._model, self._code).inc()
+        if self._trace is not None:
+            first_s = None if self._first_s is None else self._first_s - now_s
+            self._trace.answered(self._request, self._reason, self._num_tokens, first_s, error=self._code)
         log.info(
             "answered" if self._code is None else "not answered",
             request=self._request,

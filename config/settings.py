@@ -296,6 +296,14 @@ class WorkerSettings(Section, frozen=True, kw_only=True):
     hardware: Literal["auto", "cpu", "gpu"] = "auto"
 
 
+class TracingSettings(Section, frozen=True, kw_only=True):
+    """Where OpenTelemetry spans go, by OTLP over HTTP, and the share of requests that make some when their client did
+    not decide. Without an endpoint there are none."""
+
+    endpoint: str | None = None
+    sample: Share = 1.0
+
+
 class Settings(Section, frozen=True, kw_only=True):
     """Everything; each field is a section of the YAML file."""
 
@@ -315,3 +323,4 @@ class Settings(Section, frozen=True, kw_only=True):
     files: FileSettings = FileSettings()
     batches: BatchSettings = BatchSettings()
     worker: WorkerSettings = WorkerSettings()
+    tracing: TracingSettings = TracingSettings()

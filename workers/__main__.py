@@ -15,6 +15,7 @@ from inferflux.broker.credentials import ROLE_WORKER, Connection, resolve
 from inferflux.broker.errors import BrokerError, ConfigError
 from inferflux.broker.jetstream import JetStreamBroker
 from inferflux.broker.stamp import Stamper
+from inferflux.broker.trace import make_tracer
 from inferflux.config import logs
 from inferflux.config.audit import Audit
 from inferflux.config.lifeline import parent_gone, supervised_name
@@ -59,9 +60,10 @@ async def serve(settings: Settings) -> bool:
     connection = resolve(settings.broker, ROLE_WORKER)
     tenants = Tenants.from_settings(settings)
     metrics = WorkerMetrics(registry := CollectorRegistry())
+    tracer = make_tracer(settings.tracing, "worker")
     broker = await JetStreamBroker.connect(settings, ROLE_WORKER, "worker", connection=connection)
     try:
-        meter = Meter(metrics)
+        meter = Meter(metrics, tracer)
         control = Control(settings, PolicyStore(broker), tenants, Audit.of_process(settings.logging, "worker"))
         policy = PolicyMetrics(registry)
         control.guard.on_hit = policy.count
@@ -79,6 +81,8 @@ async def serve(settings: Settings) -> bool:
         return bool(worker.hung)
     finally:
         await broker.close()
+        if tracer is not None:
+            await asyncio.to_thread(tracer.close)
 
 
 async def _run(worker: Worker, registrar: Registrar, heartbeat: Heartbeat) -> None:

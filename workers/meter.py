@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 from prometheus_client import Gauge
 
 from inferflux.broker.errors import Code
+from inferflux.broker.trace import Tracer
 from inferflux.config.metrics import WorkerMetrics
 
 from .attempt import Attempt
@@ -16,6 +17,7 @@ from .engine.job import EngineStats
 from .engine.offload import OffloadStats
 from .host import ModelHost
 from .mount import Mount
+from .trace import record
 
 LIMIT_CODES = (Code.RATE_LIMIT_EXCEEDED, Code.INSUFFICIENT_QUOTA)
 
@@ -23,8 +25,9 @@ LIMIT_CODES = (Code.RATE_LIMIT_EXCEEDED, Code.INSUFFICIENT_QUOTA)
 class Meter:
     """Turns the engines' totals into counters and gauges, and ended attempts into histograms."""
 
-    def __init__(self, metrics: WorkerMetrics) -> None:
+    def __init__(self, metrics: WorkerMetrics, tracer: Tracer | None = None) -> None:
         self._metrics = metrics
+        self._tracer = tracer
         self._before: WeakKeyDictionary[ModelHost, EngineStats] = WeakKeyDictionary()
         self._shown: set[str] = set()
 
@@ -93,6 +96,8 @@ class Meter:
             metrics.limit_refusals.labels(error.code).inc()
         if attempt.claimed_s is None:
             return
+        if self._tracer is not None:
+            record(self._tracer, attempt, time.monotonic())
         now_s = time.monotonic()
         prompt, answer = attempt.task.prompt, attempt.answer
         if prompt is not None and prompt.created:

@@ -1,0 +1,266 @@
+"""Every alert fires on what a real fleet exposes while its incident happens, and none on what it exposes before."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from harness.checkout import ROOT
+from harness.exposition import fires, promtool, read
+from harness.server import KEY, PUBLISHER, Server, running_server
+from prometheus_client import CollectorRegistry, generate_latest
+
+from inferflux.broker.jetstream import JetStreamBroker
+from inferflux.broker.subjects import Lane, RequestKey, ServiceClass, tenant_owner
+from inferflux.broker.wire import Claim
+from inferflux.config import load
+from inferflux.config.metrics import PolicyMetrics, WorkerMetrics
+
+RULES = ROOT / "deploy" / "prometheus" / "inferflux.yaml"
+ALERTS = [
+    rule["alert"] for group in yaml.safe_load(RULES.read_text())["groups"] for rule in group["rules"] if "alert" in rule
+]
+SLOTS, STEP_S, NUM_TOKENS = 2, 0.02, 60
+
+pytestmark = pytest.mark.integration
+Scrapes = dict[str, dict[str, float]]
+
+
+class Incidents:
+    """A fleet that things happen to; `scrapes` has what it exposed after each."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.scrapes: Scrapes = {}
+        self.pool = ThreadPoolExecutor(64)
+
+    def scrape(self, name: str) -> None:
+        """Both kinds of processes, as a collector would."""
+        found = read(self.server.get("/metrics").text, job="inferflux-api", instance="api:8080")
+        urls = sorted(set(re.findall(r"http://127\.0\.0\.1:\d+/metrics", self.server.log_text())))
+        for number, url in enumerate(urls):
+            try:
+                answer = httpx.get(url, timeout=1)
+            except httpx.HTTPError:
+                continue
+            found |= read(answer.text, job="inferflux-worker", instance=f"worker-{number}:9100")
+        self.scrapes[name] = found
+
+    def ask(self, key: str = KEY, **fields: Any) -> int:
+        """Send one request and wait for its end; the status."""
+        body = {"model": "stub", "prompt": "hi", "max_tokens": NUM_TOKENS, "ignore_eos": True, **fields}
+        headers = {"authorization": f"Bearer {key}"}
+        return httpx.post(f"{self.server.url}/v1/completions", json=body, headers=headers, timeout=60).status_code
+
+    def crowd(self, number: int, **fields: Any) -> list[Any]:
+        return [self.pool.submit(self.ask, **fields) for _ in range(number)]
+
+    def settled(self, what: str, expression: str) -> None:
+        """Wait until the API's metrics match."""
+        pattern = re.compile(expression, re.MULTILINE)
+        self.server.wait_until(what, lambda: pattern.search(self.server.get("/metrics").text))
+
+    def happen(self) -> None:
+        self.ask(max_tokens=2)
+        self.scrape("healthy")
+        self.overload()
+        self.swept()
+        self.stopped_worker()
+        self.full_tape()
+        self.models()
+        asyncio.run(self.dead_letter())
+        for _ in range(25):
+            assert self.ask(key="no-such-key") == 401
+        self.scrape("auth")
+        answers = [each.result() for each in self.crowd(150, max_tokens=1)]
+        assert answers.count(429) > 50
+        self.scrape("limits")
+
+    def overload(self) -> None:
+        """More than the slots, the pages and the tape can take: prompts wait, and some end with a 503."""
+        waiting = self.crowd(48)
+        self.settled("a long queue", r"^inferflux_queue_depth\{.*\} (1[7-9]|[2-4]\d)\.0")
+        self.settled("a full cache", r"^inferflux_kv_cache_usage_perc\{.*\} (1\.0|0\.9[6-9])")
+        self.scrape("queue")
+        assert all(each.result() == 200 for each in waiting)
+        self.scrape("latency")
+
+    def full_tape(self) -> None:
+        """Answers that the tape still keeps, until new requests are refused."""
+        while self.ask() == 200:
+            pass
+        assert all(self.ask() == 503 for _ in range(8))
+        self.scrape("tape")
+
+    def swept(self) -> None:
+        """A prompt for a model that nobody serves."""
+        asyncio.run(self.publish("nobody", model="no-such-model"))
+        self.settled("depth", r'^inferflux_queue_depth\{model="no-such-model".*\} 1\.0')
+        self.scrape("no worker")
+        self.settled("swept", r'^inferflux_swept_total\{code="no_backend".*\} 1\.0')
+        self.scrape("swept")
+
+    def stopped_worker(self) -> None:
+        """A worker stands still for longer than its leases: the other one takes over."""
+        answer = self.pool.submit(self.ask)
+        self.server.wait_until("running", lambda: self.busy())
+        (pid,) = self.busy()
+        os.kill(pid, signal.SIGSTOP)
+        assert answer.result() == 200
+        os.kill(pid, signal.SIGCONT)
+        self.server.wait_until("lost", lambda: self.lost())
+        self.scrape("lost")
+
+    def busy(self) -> list[int]:
+        """Workers that compute something."""
+        return [beat["pid"] for beat in self.server.workers() if any(model["num_running"] for model in beat["models"])]
+
+    def lost(self) -> bool:
+        self.scrape("_")
+        return any('outcome="lost"' in name and value for name, value in self.scrapes["_"].items())
+
+    def models(self) -> None:
+        registry = self.server.folder / "registry.yaml"
+        broken = self.server.folder / "broken.gguf"
+        broken.write_bytes(b"GGUF and nothing more")
+        registry.write_text(yaml.safe_dump({"models": [{"id": "broken", "path": str(broken), "backend": "llamacpp"}]}))
+        self.server.wait_until("not loaded", lambda: self.failed())
+        self.scrape("load")
+        registry.write_text("models: [")
+        self.settled("refused", r"^inferflux_registry_file_applied 0\.0")
+        self.scrape("registry")
+
+    def failed(self) -> bool:
+        self.scrape("_")
+        return any("registry_loads_total" in name and "failed" in name for name in self.scrapes["_"])
+
+    async def publish(self, request: str, **fields: Any) -> int:
+        settings = load.load(self.server.folder / "server.yaml", {}).settings
+        broker = await JetStreamBroker.connect(settings, "api", "test")
+        body = {"type": "completion", "id": request, "prompt": "hi", "max_tokens": 4}
+        lane = Lane(fields.get("model", "stub"), ServiceClass.DEFAULT, PUBLISHER)
+        receipt = await broker.publish_prompt(lane, json.dumps(body).encode(), msg_id=request)
+        await broker.close()
+        return receipt.seq
+
+    async def dead_letter(self) -> None:
+        """A prompt on which three workers were lost."""
+        settings = load.load(self.server.folder / "server.yaml", {}).settings
+        worker = await JetStreamBroker.connect(settings, "worker", "test")
+        seq = await self.publish("before")
+        claim = Claim(worker="lost-1", prompt=seq + 1, num_attempts=3, at=time.time())
+        await worker.put_claim(RequestKey(tenant_owner(PUBLISHER), "poison"), claim, expected_seq=0)
+        await self.publish("poison")
+        await worker.close()
+        self.settled("dead letter", r"^inferflux_dead_letters 1\.0")
+        self.scrape("dead")
+
+
+@pytest.fixture(scope="module")
+def scrapes(tmp_path_factory: pytest.TempPathFactory) -> Scrapes:
+    promtool()
+    folder = tmp_path_factory.mktemp("incidents")
+    settings = {
+        "runtime": {
+            "scheduler": {"max_batch_size": SLOTS},
+            "paged_kv": {"cpu_pages": 4, "page_size": 16},
+            "stub": {"step_s": STEP_S},
+        },
+        "queue": {"lease_s": 1.0, "no_backend_grace_s": 1.0},
+        "tape": {"max_bytes": 1_200_000, "high_water": 0.77, "window_s": 300},
+        "worker": {"heartbeat_s": 0.2},
+        "registry": {"path": str(folder / "registry.yaml"), "poll_interval_s": 0.2},
+        "auth": {
+            "api_keys": [{"key": KEY, "tenant": "acme", "scopes": ["generate", "read", "admin"]}],
+            "rate_limit_per_minute": 90,
+        },
+    }
+    (folder / "registry.yaml").write_text("models: []\n")
+    with running_server(folder, settings=settings, num_workers=2) as server:
+        incidents = Incidents(server)
+        incidents.happen()
+        return incidents.scrapes
+
+
+# The incident that causes each alert, by the scrape that was taken in it.
+CAUSED = {
+    "InferFluxQueueGrows": "queue",
+    "InferFluxSlowFirstToken": "latency",
+    "InferFluxNoWorker": "no worker",
+    "InferFluxPromptsSwept": "swept",
+    "InferFluxLeasesLost": "lost",
+    "InferFluxDeadLetters": "dead",
+    "InferFluxModelNotLoaded": "load",
+    "InferFluxRegistryFileRefused": "registry",
+    "InferFluxKVCacheFull": "queue",
+    "InferFluxTapeFull": "tape",
+    "InferFluxErrors": "tape",
+    "InferFluxAuthErrors": "auth",
+    "InferFluxLimitsReached": "limits",
+}
+
+
+@pytest.mark.parametrize("alert", CAUSED)
+def test_an_alert_fires_on_its_incident(scrapes: Scrapes, tmp_path: Path, alert: str) -> None:
+    fires(RULES, tmp_path, scrapes["healthy"], scrapes[CAUSED[alert]], {alert: True})
+
+
+def test_nothing_fires_on_a_healthy_fleet(scrapes: Scrapes, tmp_path: Path) -> None:
+    fires(RULES, tmp_path, scrapes["healthy"], scrapes["healthy"], dict.fromkeys(ALERTS, False))
+
+
+def test_processes_that_are_gone(tmp_path: Path) -> None:
+    up = 'up{instance="api:8080",job="inferflux-api"}'
+    fires(RULES, tmp_path, {up: 1}, {up: 0}, {"InferFluxProcessDown": True})
+
+
+def test_what_processes_count_when_a_disk_or_a_policy_fails(tmp_path: Path) -> None:
+    """What a stub cannot have: an offload disk that broke, guardrails that stop, an audit log that loses lines."""
+    worker = WorkerMetrics(of_worker := CollectorRegistry())
+    policy = PolicyMetrics(of_api := CollectorRegistry())
+
+    def scrape() -> dict[str, float]:
+        found = read(generate_latest(of_worker).decode(), job="inferflux-worker", instance="worker-0:9100")
+        return found | read(generate_latest(of_api).decode(), job="inferflux-api", instance="api:8080")
+
+    worker.offload_active.labels("m").set(1)
+    before = scrape()
+    worker.offload_active.labels("m").set(0)
+    policy.guardrail_blocks.labels("input", "blocklist", "block").inc(30)
+    policy.audit_lost.inc(3)
+    wanted = {"InferFluxOffloadStopped", "InferFluxGuardrailHits", "InferFluxAuditLost"}
+    fires(RULES, tmp_path, before, before, dict.fromkeys(wanted, False))
+    fires(RULES, tmp_path, before, scrape(), dict.fromkeys(wanted, True))
+
+
+def test_clients_that_fall_behind(tmp_path: Path) -> None:
+    labels = 'instance="i",job="inferflux",model="m"'
+    before = {f"inferflux_streams_open{{{labels}}}": 1.0}
+    sent, made = f"inferflux_stream_tokens_total{{{labels}}}", f"inferflux_generation_tokens_total{{{labels}}}"
+    even = {sent: "0+90x84", made: "0+100x84"}
+    behind = {sent: "0+30x84", made: "0+100x84"}
+    fires(RULES, tmp_path, before, before, {"InferFluxStreamsFallBehind": False}, more=even)
+    fires(RULES, tmp_path, before, before, {"InferFluxStreamsFallBehind": True}, more=behind)
+
+
+def test_every_alert_has_a_test_and_a_place_in_the_playbook() -> None:
+    elsewhere = set(re.findall(r"InferFlux\w+", Path(__file__).read_text()))
+    assert set(ALERTS) <= elsewhere
+    headings = re.findall(r"^#+ (.*)$", (ROOT / "docs" / "AdminGuide.md").read_text(), re.MULTILINE)
+    anchors = {re.sub(r"[^a-z0-9 _-]", "", each.lower()).replace(" ", "-") for each in headings}
+    for group in yaml.safe_load(RULES.read_text())["groups"]:
+        for rule in group["rules"]:
+            if "alert" in rule:
+                document, _, anchor = rule["annotations"]["runbook"].partition("#")
+                assert document == "docs/AdminGuide.md"
+                assert anchor in anchors, rule["alert"]
