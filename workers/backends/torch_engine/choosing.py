@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from .architecture import Architecture
+from .cuda_operations import choose_cuda_operations
 from .native_build import load_kernels
 from .native_operations import NativeOperations
 from .operations import Operations, PlainOperations
@@ -13,7 +14,9 @@ from .operations import Operations, PlainOperations
 def choose_operations(
     device: torch.device, dtype: torch.dtype, architecture: Architecture, page_size: int
 ) -> Operations:
-    """Our own kernels on a CPU that has a compiler; plain torch where nothing better is at hand."""
+    """Paged attention on CUDA, our own kernels on a CPU that has a compiler, plain torch everywhere else."""
+    if device.type == "cuda":
+        return choose_cuda_operations(device, dtype, architecture, page_size)
     if device.type == "cpu" and NativeOperations.fits(architecture, page_size, dtype):
         library = load_kernels()
         if library is not None:

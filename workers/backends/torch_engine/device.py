@@ -37,8 +37,13 @@ def choose_dtype(settings: TorchSettings, device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.bfloat16
 
 
-def available_bytes(device: torch.device) -> int:
-    """Free memory of the device that weights and KV lie in."""
+def available_bytes(device: torch.device, rehearse: Callable[[], None]) -> int:
+    """Free memory where KV will lie. On a GPU, `rehearse` computes the largest step first: its peak is taken off."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        rehearse()
+        peak = torch.cuda.max_memory_allocated(device) - before
+        torch.cuda.empty_cache()
+        return max(0, int(torch.cuda.mem_get_info(device)[0]) - peak)
     return int(psutil.virtual_memory().available)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from inferflux.broker.errors import ConfigError
 from inferflux.config.settings import RuntimeSettings
 
 AUTO_SEQUENCE_LENGTH = 2048
-AUTO_MEMORY_SHARE = 0.25
+AUTO_MEMORY_SHARE = {"cpu": 0.25, "gpu": 0.9}
+"""A host has other uses for its memory. What a step needs on a GPU is taken off before."""
 
 
 class KVSize(msgspec.Struct, frozen=True):
@@ -18,9 +21,16 @@ class KVSize(msgspec.Struct, frozen=True):
     context_length: int
 
 
-def size_kv(settings: RuntimeSettings, trained_length: int, page_bytes: int, available_bytes: int) -> KVSize:
+def size_kv(
+    settings: RuntimeSettings,
+    trained_length: int,
+    page_bytes: int,
+    available_bytes: int,
+    hardware: Literal["cpu", "gpu"],
+) -> KVSize:
     """`paged_kv.cpu_pages` as they are; otherwise 2,048 tokens for each sequence of a full batch, or the wanted
-    context length, in at most a quarter of `available_bytes`.
+    context length, in at most a quarter of `available_bytes`, or nine tenths of
+    those of a GPU.
 
     Raises ConfigError when `torch.context_length` does not fit.
     """
@@ -29,7 +39,7 @@ def size_kv(settings: RuntimeSettings, trained_length: int, page_bytes: int, ava
     if not num_pages:
         length = min(wanted or AUTO_SEQUENCE_LENGTH, trained_length)
         useful = settings.scheduler.max_batch_size * -(-length // page_size)
-        num_pages = max(1, min(useful, int(available_bytes * AUTO_MEMORY_SHARE) // page_bytes))
+        num_pages = max(1, min(useful, int(available_bytes * AUTO_MEMORY_SHARE[hardware]) // page_bytes))
     room = num_pages * page_size
     length = min(wanted or trained_length, trained_length)
     if wanted and length > room:

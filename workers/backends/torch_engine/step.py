@@ -50,14 +50,19 @@ def make_step(chunks: Sequence[Chunk], page_size: int, device: torch.device) -> 
     cells = tables[rows, positions // page_size].to(torch.int64) * page_size + positions % page_size
     tokens = [token for chunk in chunks for token in chunk.tokens]
     outputs = [end - 1 for chunk, end in zip(chunks, ends, strict=True) if chunk.sampling is not None]
+
+    def move(tensor: Tensor) -> Tensor:
+        """A GPU copies while the host goes on; only the drawn tokens are waited for."""
+        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
     return Step(
-        tokens=torch.tensor(tokens, dtype=torch.int32).to(device),
-        positions=positions.to(torch.int32).to(device),
-        cells=cells.to(device),
-        starts=torch.tensor([0, *ends], dtype=torch.int32).to(device),
-        lengths=torch.tensor(lengths, dtype=torch.int32).to(device),
-        block_tables=tables.to(device),
-        outputs=torch.tensor(outputs, dtype=torch.int64).to(device),
+        tokens=move(torch.tensor(tokens, dtype=torch.int32)),
+        positions=move(positions.to(torch.int32)),
+        cells=move(cells),
+        starts=move(torch.tensor([0, *ends], dtype=torch.int32)),
+        lengths=move(torch.tensor(lengths, dtype=torch.int32)),
+        block_tables=move(tables),
+        outputs=move(torch.tensor(outputs, dtype=torch.int64)),
         max_query=max(counts),
         max_length=max(lengths),
     )

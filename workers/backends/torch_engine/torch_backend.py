@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
+from torch import Tensor
 
 from inferflux.config.logs import get_logger
 from inferflux.config.settings import RuntimeSettings
@@ -14,15 +16,16 @@ from ..backend import Capacity, Chunk, Sample, Tokenizer
 from ..cores import num_physical_cores
 from .checkpoint import open_checkpoint
 from .choosing import choose_operations
+from .decode_graphs import DecodeGraphs
 from .decoder import Decoder
 from .device import available_bytes, choose_device, choose_dtype
 from .exchange import Exchange, NoExchange
 from .kv_pages import KVPages
 from .sampler import Sampler
 from .shard import Shard
-from .sizing import size_kv
+from .sizing import KVSize, size_kv
 from .slots import Slots
-from .step import make_step
+from .step import Step, make_step
 from .weights import WeightReader
 
 log = get_logger("torch")
@@ -43,13 +46,14 @@ class TorchBackend:
         self._shard = shard or Shard()
         self._exchange = exchange or NoExchange()
         self._sampler = Sampler()
+        self._graphs: DecodeGraphs | None = None
 
     @property
     def tokenizer(self) -> Tokenizer:
         return self._tokenizer
 
     def start(self) -> Capacity:
-        settings = self._settings
+        settings, page_size = self._settings, self._settings.paged_kv.page_size
         torch.set_num_threads(settings.torch.threads or num_physical_cores())
         self._device = device = choose_device(settings.torch)
         dtype = choose_dtype(settings.torch, device)
@@ -57,16 +61,17 @@ class TorchBackend:
         whole = checkpoint.architecture
         local = self._shard.local(whole)
         self._tokenizer = checkpoint.tokenizer()
-        operations = choose_operations(device, dtype, local, settings.paged_kv.page_size)
+        operations = choose_operations(device, dtype, local, page_size)
         weights = WeightReader(checkpoint, operations, self._shard, device, dtype).read(self._loaded)
-        page_size = settings.paged_kv.page_size
+        length = min(settings.torch.context_length or whole.trained_length, whole.trained_length)
+        self._decoder = Decoder(local, weights, operations, self._exchange, length, device)
+        self._num_slots = settings.scheduler.max_batch_size
+        self._max_batch_tokens = max(settings.scheduler.max_batch_tokens, self._num_slots)
+        hardware: Literal["cpu", "gpu"] = "cpu" if device.type == "cpu" else "gpu"
         page_bytes = operations.make_pages(1, page_size, local).num_bytes * whole.num_layers
-        size = self._exchange.agree(size_kv(settings, whole.trained_length, page_bytes, available_bytes(device)))
-        self._decoder = Decoder(local, weights, operations, self._exchange, size.context_length, device)
-        self._pages = KVPages(self._decoder.make_pages, size.num_pages, page_size)
-        num_slots = settings.scheduler.max_batch_size
-        self._slots = Slots(num_slots, self._pages)
-        self._max_batch_tokens = max(settings.scheduler.max_batch_tokens, num_slots)
+        spare_bytes = available_bytes(device, self._rehearse)
+        size = self._exchange.agree(size_kv(settings, whole.trained_length, page_bytes, spare_bytes, hardware))
+        self._allocate(size)
         log.info(
             "model loaded",
             path=str(self._path),
@@ -81,14 +86,14 @@ class TorchBackend:
         return Capacity(
             num_pages=size.num_pages,
             page_size=page_size,
-            max_sequences=num_slots,
+            max_sequences=self._num_slots,
             max_batch_tokens=self._max_batch_tokens,
             context_length=size.context_length,
             vocab_size=whole.vocab_size,
             embedding_size=whole.hidden_size,
             fingerprint=f"{checkpoint.digest()}/{dtype}/{operations.name}/torch {torch.__version__}",
             pages_shared=True,
-            hardware="cpu" if device.type == "cpu" else "gpu",
+            hardware=hardware,
             model_bytes=weights.num_bytes,
             kv_bytes=self._pages.num_bytes,
         )
@@ -98,7 +103,8 @@ class TorchBackend:
         samples = [Sample()] * len(batch)
         generating = [index for index, chunk in enumerate(batch) if not chunk.embed]
         if generating:
-            self._generate(batch, generating, samples)
+            for index, sample in zip(generating, self._generate([batch[each] for each in generating]), strict=True):
+                samples[index] = sample
         for index, chunk in enumerate(batch):
             if chunk.embed:
                 samples[index] = self._embed(chunk)
@@ -126,26 +132,69 @@ class TorchBackend:
 
     def close(self) -> None:
         """Let go of weights and pages."""
+        self._graphs = None
         for name in ("_decoder", "_pages", "_slots"):
             self.__dict__.pop(name, None)
 
     def _loaded(self, progress: float) -> None:
         self.progress = progress
 
-    def _generate(self, batch: Sequence[Chunk], order: Sequence[int], samples: list[Sample]) -> None:
-        chunks = [batch[index] for index in order]
+    @torch.inference_mode()
+    def _allocate(self, size: KVSize) -> None:
+        """Pages, and one more where graphs are used: their rows without a sequence compute in it."""
+        uses_graphs = self._device.type == "cuda" and self._shard.world_size == 1
+        page_size = self._settings.paged_kv.page_size
+        self._pages = KVPages(self._decoder.make_pages, size.num_pages + uses_graphs, page_size)
+        self._slots = Slots(self._num_slots, self._pages)
+        if uses_graphs:
+            self._graphs = DecodeGraphs(
+                self._compute, self._num_slots, size.context_length, page_size, spare_page=size.num_pages
+            )
+            self._graphs.capture(self._device)
+
+    @torch.inference_mode()
+    def _rehearse(self) -> None:
+        """The largest step there is, in pages that go afterwards."""
+        page_size = self._settings.paged_kv.page_size
+        num_pages = -(-self._max_batch_tokens // page_size)
+        chunk = Chunk(slot=0, start=0, tokens=[0] * self._max_batch_tokens, block_table=range(num_pages))
+        hidden = self._decoder.hidden(
+            make_step([chunk], page_size, self._device), self._decoder.make_pages(num_pages, page_size)
+        )
+        self._decoder.logits(hidden[: self._num_slots])
+
+    def _generate(self, chunks: Sequence[Chunk]) -> list[Sample]:
+        """One sample for each chunk. A batch that a GPU has no memory for is computed in two."""
+        try:
+            return self._generate_at_once(chunks)
+        except torch.OutOfMemoryError:
+            # Ranks could not agree on it: each runs out at a time of its own.
+            if len(chunks) == 1 or self._shard.world_size > 1:
+                raise
+        log.warning("out of memory: the batch is split", num_sequences=len(chunks))
+        torch.cuda.empty_cache()
+        half = len(chunks) // 2
+        return [*self._generate(chunks[:half]), *self._generate(chunks[half:])]
+
+    def _generate_at_once(self, chunks: Sequence[Chunk]) -> list[Sample]:
         for chunk in chunks:
             self._slots.enter(chunk.slot, chunk.block_table, chunk.start + len(chunk.tokens))
         step = make_step(chunks, self._pages.page_size, self._device)
+        logits = None if self._graphs is None else self._graphs.run(step)
+        if logits is None:
+            logits = self._compute(step)
+        drawing = [chunk for chunk in chunks if chunk.sampling is not None]
+        if not drawing or self._shard.rank:
+            return [Sample()] * len(chunks)  # rank 0 draws
+        drawn = iter(self._sampler.sample(logits, drawing))
+        return [Sample() if chunk.sampling is None else next(drawn) for chunk in chunks]
+
+    def _compute(self, step: Step) -> Tensor:
+        """Logits of the rows that are wanted; none where nothing is."""
         hidden = self._decoder.hidden(step, self._pages.layers)
-        drawing = [index for index in order if batch[index].sampling is not None]
-        if not drawing:
-            return
-        logits = self._decoder.logits(hidden[step.outputs])
-        if self._shard.rank:
-            return  # rank 0 draws
-        for index, sample in zip(drawing, self._sampler.sample(logits, [batch[each] for each in drawing]), strict=True):
-            samples[index] = sample
+        if not step.outputs.shape[0]:
+            return hidden[:0]
+        return self._decoder.logits(hidden[step.outputs])
 
     def _embed(self, chunk: Chunk) -> Sample:
         """Mean of the last states, of unit length. The prompt is computed in pages of its own, which go afterwards."""
