@@ -368,11 +368,13 @@ Limit: TypeAlias = Annotated[int, Meta(ge=1)]
 class ModelRecord(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One model of the registry. `path` is a file or folder on the workers' machines; without one the stub serves.
 
-    `hardware` is the class of workers that load it. A limit that is None is left to each worker's settings.
+    What is missing at `path` is fetched from `source` first, a URL or `hf:ORG/REPO/FILE`. `hardware` is the class of
+    workers that load it. A limit that is None is left to each worker's settings.
     """
 
     id: ModelName
     path: str | None = None
+    source: str | None = None
     backend: Literal["auto", "llamacpp", "torch", "stub"] = "auto"
     aliases: tuple[ModelName, ...] = ()
     hardware: Literal["any", "cpu", "gpu"] = "any"

@@ -17,13 +17,13 @@ import msgspec
 
 from inferflux.config.errors import ConfigError
 from inferflux.config.settings import Settings
+from inferflux.registry.download import GGUF_MAGIC
 from inferflux.registry.guardrails.policy import check_guardrails
 from inferflux.registry.models import load_models
 from inferflux.registry.tenants import Tenants
 
 from .client import Client
 from .death import explain
-from .download import GGUF_MAGIC
 from .errors import CommandFailed
 from .launch import check_port
 

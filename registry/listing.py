@@ -17,6 +17,8 @@ from inferflux.broker.subjects import encode_token
 from inferflux.broker.wire import ModelRecord, encode
 from inferflux.config.settings import ModelSettings, Settings
 
+from .download import DownloadFailed, url_of
+
 STUB_ID = "stub"
 
 _UNKNOWN = re.compile(r"unknown field `(.*)`")
@@ -120,10 +122,23 @@ def _spec(entry: Any, where: str, folder: Path) -> ModelSpec:
         spec = msgspec.convert(entry, ModelSpec)
     except msgspec.ValidationError as error:
         raise ConfigError(f"{where}{_explain(str(error), entry)}") from None
+    if spec.source is not None:
+        _check_source(spec, where)
     if spec.path is None:
         return spec
     path = (folder / Path(spec.path).expanduser()).absolute()
     return msgspec.structs.replace(spec, path=str(path))
+
+
+def _check_source(spec: ModelSpec, where: str) -> None:
+    try:
+        url = url_of(spec.source or "")
+    except DownloadFailed as error:
+        raise ConfigError(f"{where}.source ({spec.id}): {error}") from None
+    if url is None:
+        raise ConfigError(f"{where}.source ({spec.id}): must be a URL or hf:ORG/REPO/FILE")
+    if spec.path is None:
+        raise ConfigError(f"{where}.path ({spec.id}): is needed beside 'source': it says where to put the file")
 
 
 def _explain(text: str, entry: Any) -> str:

@@ -30,6 +30,7 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     path: Path | None
+    source: str | None = None
     backend: BackendName
     default: bool = False
     aliases: tuple[str, ...] = ()
@@ -104,7 +105,7 @@ def default_of(registry: ModelRegistry) -> str | None:
 def _resolved(record: ModelRecord, change: ModelChange, owner: Owner, *, default: bool) -> ModelEntry:
     changed = {name: value for name, value in msgspec.structs.asdict(change).items() if value is not None}
     path = None if record.path is None else Path(record.path)
-    backend, reason = _backend(record.backend, path, owner)
+    backend, reason = _backend(record, path, owner)
     fields = msgspec.structs.asdict(record) | changed | {"path": path, "backend": backend}
     digest = _digest(record, change)
     return ModelEntry(**fields, default=default, stub_reason=reason, owner=owner, digest=digest)
@@ -117,12 +118,13 @@ def _digest(record: ModelRecord, change: ModelChange) -> str:
     return hashlib.sha256(said).hexdigest()[:12]
 
 
-def _backend(wanted: str, path: Path | None, owner: Owner) -> tuple[BackendName, str | None]:
+def _backend(record: ModelRecord, path: Path | None, owner: Owner) -> tuple[BackendName, str | None]:
+    wanted = record.backend
     if wanted == "stub":
         return "stub", None
     if path is None:
         return "stub", "its registry entry has no path"
-    if not path.exists() and owner == "file":
+    if not path.exists() and owner == "file" and record.source is None:
         return "stub", f"the model file {path.name} is missing"
     if wanted == "torch" or (wanted == "auto" and path.is_dir()):
         return "torch", None

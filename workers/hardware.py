@@ -11,7 +11,9 @@ NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def hardware_of(settings: Settings) -> Hardware:
-    """What the settings say; else `gpu` where layers are put on one, or where there is an NVIDIA driver."""
+    """What the settings say; else `gpu` where they put something on one, or where there is an NVIDIA driver."""
     if settings.worker.hardware != "auto":
         return settings.worker.hardware
-    return "gpu" if settings.runtime.llamacpp.n_gpu_layers or NVIDIA_DRIVER.exists() else "cpu"
+    runtime = settings.runtime
+    wanted = runtime.llamacpp.n_gpu_layers or runtime.torch.device in ("cuda", "mps")
+    return "gpu" if wanted or NVIDIA_DRIVER.exists() else "cpu"

@@ -37,7 +37,7 @@ class Mount:
     what they run. The intake stays the same throughout, and with it the model's fair share.
 
     `attempts` are the worker's, of every model. `on_ready` is called when another engine has begun to serve; `warm`
-    are the prefixes that were computed for operators.
+    are the prefixes that were computed for operators, `fetched` the share of the model's file that is here.
     """
 
     def __init__(self, intake: Intake, broker: Broker, attempts: Callable[[], Iterable[Attempt]]) -> None:
@@ -48,6 +48,7 @@ class Mount:
         self.unloading = False
         self.failure: ModelBeat | None = None
         self.warm: dict[str, None] = {}
+        self.fetched = 0.0
         self.on_ready: Callable[[Mount], None] = nobody
         self._broker = broker
         self._attempts = attempts
@@ -172,7 +173,7 @@ class Mount:
         )
 
     def _without_engine(self) -> ModelBeat:
-        return self.failure or ModelBeat(id=self.model, backend="", state="loading", progress=0.0)
+        return self.failure or ModelBeat(id=self.model, backend="", state="loading", progress=round(self.fetched, 2))
 
     def _dismiss(self, host: ModelHost) -> None:
         self.leaving.append(host)

@@ -15,6 +15,7 @@ from inferflux.config.logs import get_logger
 from inferflux.config.metrics import WorkerMetrics
 from inferflux.config.settings import RuntimeSettings, SchedulerSettings, Settings
 from inferflux.registry.control import Control
+from inferflux.registry.download import Download, DownloadFailed, alone, url_of
 from inferflux.registry.model_store import models_document
 from inferflux.registry.models import BOUNDS, ModelEntry, entries_of, own_entry
 
@@ -116,8 +117,9 @@ class Registrar:
             return
         started_s = time.monotonic()
         try:
+            await self._fetch(mount, entry)
             host = self._open(entry)
-        except ConfigError as error:
+        except (ConfigError, DownloadFailed) as error:
             mount.fail(entry.backend, str(error), entry.digest)
             loaded = False
         else:
@@ -146,6 +148,24 @@ class Registrar:
             self._want(entries_of(self._registry))
         return True
 
+    async def _fetch(self, mount: Mount, entry: ModelEntry) -> None:
+        """Bring the model's file here where it is missing. Raises DownloadFailed."""
+        path, url = entry.path, None if entry.source is None else url_of(entry.source)
+        if path is None or url is None or path.exists():
+            return
+
+        def progressed(num_here: int, num_all: int | None) -> None:
+            mount.fetched = num_here / num_all if num_all else 0.0
+
+        def fetch() -> None:
+            with alone(path):
+                if not path.exists():
+                    Download(path, progress=progressed).from_url(url)
+
+        log.info("model is fetched", model=entry.id, source=entry.source, path=str(path))
+        mount.failure, mount.fetched = None, 0.0
+        await asyncio.to_thread(fetch)
+
     def _within(self, entry: ModelEntry, opened: ModelEntry) -> bool:
         """Whether the engine that was opened for one entry can serve the other one by other bounds alone."""
         wanted, started = self._runtime(entry), self._runtime(opened)
@@ -168,6 +188,7 @@ class Registrar:
             runtime = replace(
                 runtime,
                 llamacpp=replace(runtime.llamacpp, context_length=entry.context_length),
+                torch=replace(runtime.torch, context_length=entry.context_length),
                 stub=replace(runtime.stub, context_length=entry.context_length),
             )
         return replace(runtime, scheduler=_bounds(entry, runtime.scheduler))

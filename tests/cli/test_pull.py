@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from harness.http import Answer, Asked
 
-from inferflux.cli.download import Download
-from inferflux.cli.errors import CommandFailed
+from inferflux.registry.download import Download, DownloadFailed
 
 MODEL = b"GGUF" + bytes(range(256)) * 5000
 DIGEST = hashlib.sha256(MODEL).hexdigest()
@@ -227,5 +226,5 @@ def test_progress_is_told_in_bytes(source, folder):
 
 def test_a_full_disk_is_noticed_before_the_download(url, folder, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10})())
-    with pytest.raises(CommandFailed, match="make room"):
+    with pytest.raises(DownloadFailed, match="make room"):
         Download(folder / "x.gguf").from_url(url)

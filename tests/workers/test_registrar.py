@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from harness.fleet import deadline, stub_text
+from harness.http import Answer, Asked, HttpServer
 from prometheus_client import CollectorRegistry
 
 from inferflux.broker.memory import MemoryBroker, MemoryHub
@@ -34,6 +36,7 @@ from inferflux.registry.model_store import ModelStore
 from inferflux.registry.store import PolicyStore
 from inferflux.registry.tenants import Tenants
 from inferflux.workers.cache_keeper import CacheKeeper
+from inferflux.workers.host import ModelHost
 from inferflux.workers.meter import Meter
 from inferflux.workers.reader import PromptReader
 from inferflux.workers.registrar import Registrar
@@ -98,6 +101,11 @@ class Scene:
     async def until_gone(self, model: str) -> None:
         async with deadline(8, f"{model} is gone"):
             while model in self.worker.mounts:
+                await asyncio.sleep(0.01)
+
+    async def until_closed(self, host: ModelHost) -> None:
+        async with deadline(8, "the engine is closed"):
+            while host in self.worker.hosts:
                 await asyncio.sleep(0.01)
 
     async def publish(self, model: str, request: str, max_tokens: int = 8, prompt: str = "hello") -> None:
@@ -207,9 +215,7 @@ async def test_another_engine_takes_over_and_the_last_one_finishes(scene: Scene)
     assert await scene.answer("r2") == stub_text("hello", 8)
     assert last in scene.worker.hosts
     assert await scene.answer("r1") == stub_text("hello", 100)
-    async with deadline(2, "the last engine is closed"):
-        while last in scene.worker.hosts:
-            await asyncio.sleep(0.01)
+    await scene.until_closed(last)
 
 
 async def test_a_model_that_cannot_be_loaded_leaves_the_others_serving(scene: Scene) -> None:
@@ -257,7 +263,7 @@ async def test_smaller_bounds_need_no_other_engine_and_larger_ones_do(scene: Sce
 
     await scene.amend(amendments.change, "one", {"max_batch_size": 8})
     await scene.until("one", num_slots=8)
-    assert host not in scene.worker.hosts
+    await scene.until_closed(host)
 
 
 async def test_a_worker_loads_what_is_for_its_class() -> None:
@@ -273,6 +279,28 @@ async def test_a_worker_loads_what_is_for_its_class() -> None:
         await scene.until_gone("small")
         # Others serve what is queued for it: nobody waits for that here.
         assert time.monotonic() - started_s < 1.0
+
+
+async def test_a_file_that_is_missing_is_fetched_first(scene: Scene, tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def answer(call: Asked) -> Answer:
+        asked.append(call.path)
+        return Answer(status=404 if "gone" in call.path else 200, body=b"GGUF and the rest")
+
+    with HttpServer(answer).running() as server:
+        path = tmp_path / "models" / "a.gguf"
+        await scene.load("a", backend="llamacpp", path=str(path), source=f"{server.url}/a.gguf")
+        # What came is no model, but it came.
+        assert "a.gguf" in ((await scene.until("a", state="failed")).reason or "")
+        assert path.read_bytes() == b"GGUF and the rest"
+        await scene.load("b", backend="llamacpp", path=str(tmp_path / "b.gguf"), source=f"{server.url}/gone.gguf")
+        assert "404" in ((await scene.until("b", state="failed")).reason or "")
+        await scene.amend(amendments.reload, "a")
+        async with deadline(4, "another try"):
+            while scene.worker.mounts["a"].failure is None:
+                await asyncio.sleep(0.01)
+    assert asked.count("/a.gguf") == 1
 
 
 async def test_without_a_registry_the_own_settings_name_the_model() -> None:
@@ -307,7 +335,5 @@ async def test_an_engine_that_comes_later_computes_them_too(scene: Scene) -> Non
     await scene.until("one", warm=tuple(each.id for each in orders.warm))
     await scene.amend(amendments.reload, "one")
     (first,) = scene.worker.hosts
-    async with deadline(4, "another engine"):
-        while first in scene.worker.hosts:
-            await asyncio.sleep(0.01)
+    await scene.until_closed(first)
     assert (await scene.until("one", warm=tuple(each.id for each in orders.warm))).num_pages_cached > 0

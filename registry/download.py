@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 
-from .errors import CommandFailed
+from inferflux.config.errors import InferFluxError
 
 CHUNK = 1024 * 1024
 GGUF_MAGIC = b"GGUF"
+
+MODEL_HUB = "https://huggingface.co"
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 # (bytes here so far, bytes in all or None)
 Progress = Callable[[int, int | None], None]
+
+
+class DownloadFailed(InferFluxError):
+    """A file could not be brought here; the message names the cause and, where there is one, the fix."""
 
 
 class Download:
@@ -30,7 +39,7 @@ class Download:
 
     def __init__(self, target: Path, *, sha256: str | None = None, progress: Progress | None = None) -> None:
         if sha256 is not None and not _SHA256.fullmatch(sha256.lower()):
-            raise CommandFailed(f"{sha256!r} is no SHA-256 digest: it has 64 hex digits")
+            raise DownloadFailed(f"{sha256!r} is no SHA-256 digest: it has 64 hex digits")
         self.target = target
         self._sha256 = sha256.lower() if sha256 else None
         self._progress = progress or (lambda done, total: None)
@@ -47,7 +56,7 @@ class Download:
                     writer.write(chunk)
                     self._progress(writer.tell(), total)
         except OSError as error:
-            raise CommandFailed(f"cannot copy {source}: {error.strerror or error}") from None
+            raise DownloadFailed(f"cannot copy {source}: {error.strerror or error}") from None
         return self._finish()
 
     def from_url(self, url: str) -> str:
@@ -57,9 +66,9 @@ class Download:
             with httpx.Client(follow_redirects=True, timeout=httpx.Timeout(60.0, connect=15.0)) as http:
                 self._fetch(http, url)
         except httpx.HTTPError as error:
-            raise CommandFailed(f"{url}: {error or type(error).__name__}; run the command again to go on") from None
+            raise DownloadFailed(f"{url}: {error or type(error).__name__}; run the command again to go on") from None
         except OSError as error:
-            raise CommandFailed(f"cannot write {self._part}: {error.strerror or error}") from None
+            raise DownloadFailed(f"cannot write {self._part}: {error.strerror or error}") from None
         return self._finish()
 
     def _fetch(self, http: httpx.Client, url: str) -> None:
@@ -76,7 +85,7 @@ class Download:
             if response.status_code == 416:
                 self._forget()
             if response.is_error:
-                raise CommandFailed(f"{url}: the server answered with HTTP status {response.status_code}")
+                raise DownloadFailed(f"{url}: the server answered with HTTP status {response.status_code}")
             resumed = response.status_code == 206 and response.headers.get("Content-Range", "").startswith(
                 f"bytes {have}-"
             )
@@ -106,7 +115,7 @@ class Download:
     def _check_room(self, total: int | None, start: int) -> None:
         free = shutil.disk_usage(self._part.parent).free
         if total is not None and total - start > free:
-            raise CommandFailed(
+            raise DownloadFailed(
                 f"{self.target.name} needs {(total - start) / 1e9:.1f} GB more, but {self._part.parent} has "
                 f"{free / 1e9:.1f} GB free: make room or use --to"
             )
@@ -114,7 +123,7 @@ class Download:
     def _check_magic(self, start: bytes) -> None:
         if not start.startswith(GGUF_MAGIC):
             self._forget()
-            raise CommandFailed("this is no GGUF file (its first bytes are not GGUF): look for one that ends in .gguf")
+            raise DownloadFailed("this is no GGUF file (its first bytes are not GGUF): look for one that ends in .gguf")
 
     def _finish(self) -> str:
         with self._part.open("rb") as part:
@@ -123,7 +132,7 @@ class Download:
             digest = hashlib.file_digest(part, "sha256").hexdigest()
         if self._sha256 not in (None, digest):
             self._forget()
-            raise CommandFailed(
+            raise DownloadFailed(
                 f"{self.target.name} has SHA-256 {digest}, not {self._sha256}: it was removed; check the source"
             )
         os.replace(self._part, self.target)
@@ -133,6 +142,33 @@ class Download:
     def _forget(self) -> None:
         self._part.unlink(missing_ok=True)
         self._tag.unlink(missing_ok=True)
+
+
+def url_of(source: str) -> str | None:
+    """Where `hf:ORG/REPO/FILE` or a URL leads; None for anything else. Raises DownloadFailed."""
+    kind, _, rest = source.partition(":")
+    if kind in ("http", "https"):
+        return source
+    if kind != "hf":
+        return None
+    parts = [part for part in rest.split("/") if part]
+    if len(parts) < 3:
+        raise DownloadFailed(f"hf:{rest} names no file: write it as hf:ORG/REPO/FILE")
+    base = os.environ.get("HF_ENDPOINT", MODEL_HUB).rstrip("/")
+    return f"{base}/{quote('/'.join(parts[:2]))}/resolve/main/{quote('/'.join(parts[2:]))}"
+
+
+@contextmanager
+def alone(target: Path) -> Iterator[None]:
+    """Wait until no other process of this machine brings the same file here. Raises DownloadFailed."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = target.with_name(target.name + ".lock").open("w")
+    except OSError as error:
+        raise DownloadFailed(f"cannot write to {target.parent}: {error.strerror or error}") from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _range_total(response: httpx.Response) -> int | None:
