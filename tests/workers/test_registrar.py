@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 from inferflux.broker.memory import MemoryBroker, MemoryHub
 from inferflux.broker.stamp import Stamper
 from inferflux.broker.subjects import Lane, RequestKey, ServiceClass
-from inferflux.broker.wire import Frame, ModelBeat, ModelRecord, ModelRegistry, WarmPrefix, decode_frame
+from inferflux.broker.wire import Frame, Message, ModelBeat, ModelRecord, ModelRegistry, WarmPrefix, decode_frame
 from inferflux.config.metrics import WorkerMetrics
 from inferflux.config.settings import (
     ModelSettings,
@@ -108,9 +108,17 @@ class Scene:
             while host in self.worker.hosts:
                 await asyncio.sleep(0.01)
 
-    async def publish(self, model: str, request: str, max_tokens: int = 8, prompt: str = "hello") -> None:
+    async def publish(
+        self, model: str, request: str, max_tokens: int = 8, prompt: str = "hello", **fields: Any
+    ) -> None:
         await self.client.listen_replies("t-acme", lambda reply: self._take(reply.key, reply.body), request=request)
-        body = {"type": "completion", "id": request, "prompt": prompt, "max_tokens": max_tokens, "ignore_eos": True}
+        body = {
+            "type": "completion",
+            "id": request,
+            "prompt": prompt,
+            "max_tokens": max_tokens,
+            "ignore_eos": True,
+        } | fields
         lane = Lane(model, ServiceClass.DEFAULT, "acme")
         await self.client.publish_prompt(lane, msgspec.json.encode(body), msg_id=request)
 
@@ -326,6 +334,19 @@ async def test_prefixes_are_computed_beforehand_and_forgotten_on_demand(scene: S
     await scene.publish("one", "r2", prompt="word " * 100 + "and more")
     await scene.answer("r2")
     assert (await scene.until("one", num_running=0)).prefix_hits == warm.prefix_hits
+
+
+async def test_conversations_with_a_warm_system_message_start_from_it(scene: Scene) -> None:
+    await scene.load("one")
+    system = Message(role="system", content="You are brief, kind, and you never make anything up. " * 4)
+    orders = await scene.caches.warm(WarmPrefix(id="", model="one", tenant="acme", messages=(system,)))
+    await scene.until("one", warm=tuple(each.id for each in orders.warm))
+    question = {"role": "user", "content": "What is the sea?"}
+    await scene.publish("one", "r1", type="chat", messages=[msgspec.to_builtins(system), question])
+    await scene.answer("r1")
+
+    beat = await scene.until("one", num_running=0)
+    assert beat.prefix_hits > len(system.content) // 2
 
 
 async def test_an_engine_that_comes_later_computes_them_too(scene: Scene) -> None:
