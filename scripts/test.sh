@@ -27,7 +27,7 @@ print(*("-p " + name for name in packages if name.count(".") == 1))')
     mkdir -p .typing && ln -sfn .. .typing/inferflux
     # shellcheck disable=SC2086  # rooms are words
     MYPYPATH=.typing "$python" -m mypy $rooms \
-        && MYPYPATH=.typing:scripts:benchmarks:tests:deploy/nats "$python" -m mypy scripts benchmarks deploy
+        && MYPYPATH=.typing:scripts:benchmarks:benchmarks/gpu:tests:deploy/nats "$python" -m mypy scripts benchmarks deploy
 }
 
 if [ "${1:-}" = --fast ]; then
