@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from inferflux.broker.errors import ConfigError
 
 from ..digest import digest_files
 from .architecture import Architecture, Rope, RopeKind
+from .gguf_reader import GGUFReader
 from .gguf_tokenizer import gguf_tokenizer
 from .tokenizer import FastTokenizer
 
@@ -35,7 +36,11 @@ NAMES = {
     "mlp.down_proj": "ffn_down",
 }
 ROPE_KINDS: dict[str, RopeKind] = {"none": "default", "linear": "linear", "yarn": "yarn"}
-WHOLE = {gguf.GGMLQuantizationType.F32: torch.float32, gguf.GGMLQuantizationType.F16: torch.float16}
+WHOLE = {
+    gguf.GGMLQuantizationType.F32: torch.float32,
+    gguf.GGMLQuantizationType.F16: torch.float16,
+    gguf.GGMLQuantizationType.BF16: torch.bfloat16,
+}
 
 
 class GGUFFile:
@@ -44,10 +49,10 @@ class GGUFFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._reader = gguf.GGUFReader(path)
+            reader = GGUFReader(path)
         except (OSError, ValueError) as error:
             raise ConfigError(f"model.path: {path} cannot be read as GGUF: {error}") from error
-        self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
+        self._metadata, self._tensors = reader.metadata, reader.tensors
         self._architecture = self._read_architecture()
 
     @property
@@ -55,24 +60,22 @@ class GGUFFile:
         return self._architecture
 
     def tokenizer(self) -> FastTokenizer:
-        fields = self._reader.fields
-        names = [name for name in fields if name.startswith("tokenizer.")]
-        return gguf_tokenizer({name: _contents(fields[name]) for name in names}, str(self._path))
+        return gguf_tokenizer(self._metadata, str(self._path))
 
     def tensor(self, name: str) -> Tensor:
         stored = self._tensors.get(_stored_name(name))
         if stored is None:
             raise ConfigError(f"model.path: {self._path} lacks the tensor {_stored_name(name)} ({name})")
-        kind = stored.tensor_type
+        kind = stored.kind
         if kind in WHOLE:
-            tensor = torch.from_numpy(stored.data.copy())
-        elif kind == gguf.GGMLQuantizationType.BF16:
-            tensor = torch.from_numpy(stored.data.copy()).view(torch.bfloat16)
+            tensor = torch.from_numpy(stored.data.copy()).view(WHOLE[kind])
         else:
             try:
                 tensor = torch.from_numpy(gguf.quants.dequantize(stored.data, kind))
             except NotImplementedError as error:
-                raise ConfigError(f"model.path: {self._path}: {stored.name} is of type {kind.name}, unread") from error
+                raise ConfigError(
+                    f"model.path: {self._path}: {_stored_name(name)} is of type {kind.name}, unread"
+                ) from error
         if self._architecture.family == "llama" and (".q_proj." in name or ".k_proj." in name):
             return _halves_apart(tensor, self._architecture.head_size)
         return tensor
@@ -120,7 +123,7 @@ class GGUFFile:
             kind=ROPE_KINDS[kind],
             factor=float(self._value("rope.scaling.factor", 1.0)),
             original_length=int(self._value("rope.scaling.original_context_length", self._number("context_length"))),
-            divisors=() if divisors is None else tuple(divisors.data.tolist()),
+            divisors=() if divisors is None else tuple(divisors.data.view(np.float32).tolist()),
         )
 
     def _shape(self, name: str) -> tuple[int, ...]:
@@ -128,7 +131,7 @@ class GGUFFile:
         tensor = self._tensors.get(name)
         if tensor is None:
             raise ConfigError(f"model.path: {self._path} lacks the tensor {name}")
-        return tuple(int(size) for size in reversed(tensor.shape))
+        return tensor.shape
 
     def _number(self, key: str) -> int:
         value = self._value(key, None)
@@ -140,13 +143,7 @@ class GGUFFile:
         """A key of this architecture's metadata."""
         if prefix:
             key = f"{self._value('general.architecture', '', prefix=False)}.{key}"
-        field = self._reader.fields.get(key)
-        return default if field is None else _contents(field)
-
-
-def _contents(field: gguf.ReaderField) -> Any:
-    contents: Callable[[], Any] = field.contents
-    return contents()
+        return self._metadata.get(key, default)
 
 
 def _stored_name(name: str) -> str:
