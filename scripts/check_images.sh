@@ -74,7 +74,7 @@ for target in "${targets[@]}"; do
                 python /usr/local/lib/inferflux/alive.py "$port" 2>/dev/null && break
                 sleep 0.5
             done
-            inferctl completion --url "http://127.0.0.1:$port" --api-key dev-key-123 --max-tokens 8 "Hello"
+            inferctl completion --url "http://127.0.0.1:$port" --api-key dev-key-123 --max-tokens 8 --prompt Hello
             kill -TERM $!
             wait $!
         ' >&2

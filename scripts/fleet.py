@@ -60,13 +60,13 @@ class LocalFleet:
             for number in range(2):
                 self.start_api(number)
             for port in self.api_ports:
-                self._until_ready(f"http://127.0.0.1:{port}/readyz")
+                self.until_ready(f"http://127.0.0.1:{port}/readyz")
             self._start_proxy()
             for number in range(2):
                 self.start_worker(number)
             for port in self._probes:
-                self._until_ready(f"http://127.0.0.1:{port}/readyz")
-            self._until_ready(f"{self.url}/readyz")
+                self.until_ready(f"http://127.0.0.1:{port}/readyz")
+            self.until_ready(f"{self.url}/readyz")
         except BaseException:
             self.close()
             raise
@@ -172,7 +172,7 @@ class LocalFleet:
                 start_new_session=True,
             )
 
-    def _until_ready(self, url: str) -> None:
+    def until_ready(self, url: str) -> None:
         deadline_s = time.monotonic() + START_S
         while True:
             try:

@@ -1,4 +1,5 @@
-# What the OPA of compose.yaml decides: `guardrails.opa_endpoint` asks it about every prompt.
+# What the OPA of compose.yaml decides: `guardrails.opa_endpoint` asks it about every prompt. docs/AdminGuide.md says what
+# `input` holds.
 package inferflux
 
 import rego.v1
