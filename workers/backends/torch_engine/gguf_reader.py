@@ -5,6 +5,7 @@ https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from __future__ import annotations
 
+import mmap
 import struct
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,8 +32,9 @@ class GGUFReader:
     """Maps a file into memory. Raises ValueError when it is no GGUF, or is cut off."""
 
     def __init__(self, path: Path) -> None:
-        self._bytes = np.memmap(path, dtype=np.uint8, mode="r")
-        self._buffer = memoryview(self._bytes)
+        with path.open("rb") as file:
+            self._buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._bytes: NDArray[np.uint8] = np.frombuffer(self._buffer, dtype=np.uint8)
         self._at = 0
         try:
             self._read()
@@ -40,7 +42,7 @@ class GGUFReader:
             raise ValueError(f"it is damaged or cut off at byte {self._at}") from error
 
     def _read(self) -> None:
-        magic, version = bytes(self._buffer[:4]), self._take("4xI")
+        magic, version = self._buffer[:4], self._take("4xI")
         if magic != MAGIC or version not in VERSIONS:
             raise ValueError(f"it begins with {magic!r}, version {version}; wanted {MAGIC!r}, version 2 or 3")
         num_tensors, num_fields = self._take("Q"), self._take("Q")
@@ -88,7 +90,7 @@ class GGUFReader:
         length = self._take("Q")
         if self._at + length > len(self._bytes):
             raise ValueError(f"it is cut off in a text at byte {self._at}")
-        text = bytes(self._buffer[self._at : self._at + length])
+        text = self._buffer[self._at : self._at + length]
         self._at += length
         return text.decode()
 
