@@ -131,6 +131,7 @@ class Parts:
         self.files = Files(settings.files, settings.tenants, objects)
         services = Services(
             settings=settings,
+            audit=control.audit,
             broker=broker,
             desk=desk,
             canceller=self.canceller,

@@ -14,6 +14,7 @@ import msgspec
 
 from inferflux.broker.broker import Tape
 from inferflux.broker.errors import (
+    DENIALS,
     BrokerUnavailable,
     Code,
     MessageTooLarge,
@@ -24,6 +25,8 @@ from inferflux.broker.errors import (
 )
 from inferflux.broker.subjects import Lane, RequestKey, api_owner
 from inferflux.broker.wire import Batch, Failure, Usage, ends
+from inferflux.config.audit import Actor
+from inferflux.registry.guardrails.guard import told
 from inferflux.registry.models import ModelEntry
 from inferflux.registry.tenants import Tenant
 
@@ -48,6 +51,8 @@ WAITS = frozenset(
         Code.NO_BACKEND,
         Code.QUEUE_TIMEOUT,
         Code.RATE_LIMIT_EXCEEDED,
+        Code.GUARDRAIL_UNAVAILABLE,
+        Code.AUDIT_UNAVAILABLE,
         Code.STREAM_DIVERGED,
     )
 )
@@ -104,7 +109,13 @@ class Asker:
                 except (QueueFull, TooManyLanes, TapeFull, BrokerUnavailable) as error:
                     await asyncio.sleep(_pause_s(num_pauses, to_failure(error)))
                     num_pauses += 1
-                except (RequestError, MessageTooLarge) as error:
+                except RequestError as error:
+                    if error.retry_after_s is None:
+                        self._audit(key, error)
+                        return self._refused(key, to_failure(error))
+                    await asyncio.sleep(_pause_s(num_pauses, to_failure(error)))
+                    num_pauses += 1
+                except MessageTooLarge as error:
                     return self._refused(key, to_failure(error))
             num_pauses += 1
         raise AssertionError("counting has no end")
@@ -157,6 +168,12 @@ class Asker:
         high_water = services.settings.tape.high_water
         while services.fleet.absent_for(model, time.monotonic()) > 0 or services.pressure.tape_fill >= high_water:
             await asyncio.sleep(LOOK_S)
+
+    def _audit(self, key: RequestKey, error: RequestError) -> None:
+        if error.code in DENIALS:
+            actor = Actor(id=self._batch.key, tenant=self._tenant.id, source="batch")
+            audit = self._services.audit
+            audit.record("request.refuse", actor, "denied", request=key.request, **told(error, audit))
 
     def _refused(self, key: RequestKey, failure: Failure) -> Outcome:
         return Outcome(http_error(failure.code).status, msgspec.json.encode(problem(failure)), Usage(), key)

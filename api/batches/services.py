@@ -11,6 +11,7 @@ import msgspec
 from inferflux.broker.broker import Broker
 from inferflux.broker.errors import BrokerUnavailable, StoreFull
 from inferflux.broker.objects import Objects
+from inferflux.config.audit import Audit
 from inferflux.config.metrics import ApiMetrics
 from inferflux.config.settings import Settings
 from inferflux.registry.fleet import Fleet
@@ -32,6 +33,7 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     """The parts of a replica that batches use."""
 
     settings: Settings
+    audit: Audit
     broker: Broker
     desk: Desk
     canceller: Canceller

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from harness.batches import ENDPOINT, BatchClient, jsonl, line
 from harness.scripted_worker import Turn, failing, hello, silent
 
 from inferflux.broker.errors import Code
+from inferflux.config.settings import GuardrailSettings, LoggingSettings
 
 
 async def test_every_line_is_answered_once(client: BatchClient) -> None:
@@ -263,3 +266,21 @@ async def _until_counts(client: BatchClient, ident: str, completed: int) -> None
     async with asyncio.timeout(10):
         while (await client.get(ident))["request_counts"]["completed"] < completed:
             await asyncio.sleep(0.02)
+
+
+async def test_a_line_that_a_guardrail_refuses_fails_alone_and_is_audited(apis: Any, tmp_path: Path) -> None:
+    path = tmp_path / "audit.log"
+    settings = msgspec.structs.replace(
+        apis.settings,
+        guardrails=GuardrailSettings(blocklist=("prompt 1",)),
+        logging=LoggingSettings(audit_log=str(path)),
+    )
+    api = await apis.start(settings)
+    client = BatchClient(api)
+    batch = await client.until((await client.submit(jsonl(line(number) for number in range(3))))["id"], "completed")
+    assert batch["request_counts"] == {"total": 3, "completed": 2, "failed": 1}
+    (error,) = await client.lines(batch["error_file_id"])
+    assert error["response"]["body"]["error"]["code"] == "content_filter"
+    await api.parts.anchorage.close()
+    (denied,) = [each for each in map(msgspec.json.decode, path.read_bytes().splitlines()) if "tenant" in each]
+    assert (denied["source"], denied["tenant"], denied["detail"]["guardrail"]) == ("batch", "acme", "blocklist")
