@@ -22,10 +22,15 @@ case $config in
     *) [ ! -e "$start/$config" ] || config=$start/$config ;;
 esac
 
-"$root/scripts/setup.sh"
+# A folder holds safetensors, which only torch reads; everybody else is spared its download.
+extras=()
+if [ -d "${INFERFLUX_MODEL_PATH:-}" ] || [ "${INFERFLUX_MODEL_BACKEND:-}" = torch ]; then
+    extras=(torch)
+fi
+"$root/scripts/setup.sh" ${extras[@]+"${extras[@]}"}
 cd "$root"
 model=()
-if ! .venv/bin/python -c 'import importlib.util; raise SystemExit(not importlib.util.find_spec("llama_cpp"))'; then
+if [ ${#extras[@]} -eq 0 ] && ! .venv/bin/python -c 'import importlib.util; raise SystemExit(not importlib.util.find_spec("llama_cpp"))'; then
     model=(--set registry.path=/dev/null --set model.backend=stub)
     [ -n "${INFERFLUX_MODEL_PATH:-}" ] || model+=(--set model.id=smollm2)
 fi

@@ -50,7 +50,8 @@ def _open_torch(path: str, settings: RuntimeSettings) -> Backend:
         from .torch_engine.torch_backend import TorchBackend
     except ImportError as error:
         raise ConfigError(
-            f'backend: torch cannot be imported ({error}); install it with pip install "inferflux[torch]"'
+            f"backend: torch cannot be imported ({error}); install it with scripts/setup.sh torch, or with pip install "
+            '"inferflux[torch]"'
         ) from error
     ranks = read_ranks(os.environ)
     if ranks is None or ranks.backend == "stub":
