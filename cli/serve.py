@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 from collections.abc import Coroutine, Mapping
 from pathlib import Path
@@ -152,6 +153,9 @@ async def _supervise(launch: Launch, *, embedded: bool) -> None:
     install_signal_handlers(on_signal)
     merger = LineMerger(sys.stderr, launch.log_format, coloured=launch.coloured)
     supervisor = Supervisor(launch.children(), merger)
+    if not sys.stdin.isatty():
+        # From a terminal it means that the terminal is gone, and ends us.
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, supervisor.hang_up)
     if not embedded:
         await _run_until(supervisor, _announce(launch, None), stop, kill)
         return

@@ -73,6 +73,10 @@ class Supervisor:
         """Process ids of the children that run now, by name."""
         return {name: child.pid for name, child in self._running.items()}
 
+    def hang_up(self) -> None:
+        """Pass SIGHUP on: children open their logs anew."""
+        self._signal(tuple(self._running), signal.SIGHUP)
+
     async def run(self, stop: asyncio.Event, kill: asyncio.Event | None = None) -> None:
         """Keep the children running until `stop`, then drain them rank by rank; `kill` cuts the draining short.
 

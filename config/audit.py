@@ -83,10 +83,10 @@ class Audit:
 
     @classmethod
     def of_process(cls, settings: LoggingSettings, kind: str) -> Audit:
-        """The log of the process that this is; SIGHUP reopens it. Call it on the event loop."""
+        """The log of the process that this is; SIGHUP reopens it, where there is one, and ends nothing. Call it on the
+        event loop."""
         audit = cls(settings, supervised_name(os.environ) or kind)
-        if audit.active:
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, audit.reopen)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, audit.reopen)
         return audit
 
     @property

@@ -108,6 +108,19 @@ async def test_a_second_signal_cuts_the_draining_short(output):
         await running
 
 
+async def test_a_hangup_is_passed_on(output):
+    reopen = 'signal.signal(signal.SIGHUP, lambda *_: print("reopened", flush=True))'
+    patient = PATIENT.replace('print("hello"', f'{reopen}\nprint("hello"')
+    stop = asyncio.Event()
+    supervisor = supervise(output, script("a", patient), script("b", patient))
+    running = asyncio.create_task(supervisor.run(stop))
+    await output.wait_for(lambda text: text.count("hello") == 2)
+    supervisor.hang_up()
+    await output.wait_for(lambda text: text.count("reopened") == 2)
+    stop.set()
+    await running
+
+
 async def test_a_dead_child_is_started_again(output, tmp_path):
     once = f"import os, pathlib\nflag = pathlib.Path({str(tmp_path / 'flag')!r})\n" + (
         "if not flag.exists():\n    flag.touch()\n    os.kill(os.getpid(), 11)\n"
