@@ -24,7 +24,8 @@ from inferflux.config.load import load_for_process
 from inferflux.config.settings import ServerSettings, Settings
 from inferflux.registry.control import Control
 from inferflux.registry.models import Models, load_models
-from inferflux.registry.store import PolicyStore
+from inferflux.registry.passphrase import PASSPHRASE
+from inferflux.registry.sealing import open_store
 from inferflux.registry.tenants import Tenants
 
 from .app import create_app
@@ -103,7 +104,8 @@ async def serve(settings: Settings) -> None:
         raise ConfigError("an API needs broker.stamp_secret; all APIs and workers must have the same")
     broker = await JetStreamBroker.connect(settings, ROLE_API, "api", connection=connection)
     try:
-        control = Control(settings, PolicyStore(broker), tenants, Audit.of_process(settings.logging, "api"))
+        store = await open_store(broker, os.environ.get(PASSPHRASE), may_create=True)
+        control = Control(settings, store, tenants, Audit.of_process(settings.logging, "api"))
         app = create_app(settings, broker, Stamper(connection.stamp_secret), models, control)
         server = Server(_uvicorn(app, settings.server), app.state.parts.dispatcher, settings.server)
         polling = asyncio.create_task(app.state.parts.poller.run())

@@ -10,6 +10,7 @@ from .routes.cache import CacheAnswer, WarmRequest
 from .routes.dead import RetryAnswer, WholeLetterAnswer
 from .routes.fairness import FairnessAnswer, FairnessRequest
 from .routes.guardrails import GuardrailsAnswer, GuardrailsRequest, TrialAnswer, TrialRequest
+from .routes.policy import PolicyAnswer, RepairAnswer
 from .routes.rate_limit import RateLimitAnswer, RateLimitRequest
 from .routes.routing import RoutingRequest, SchedulerRequest
 from .routes.tenants import TenantAnswer, TenantRequest
@@ -159,6 +160,21 @@ ADMIN_OPERATIONS = (
         path="/v1/admin/tenants/{tenant_id}",
         summary="Give a tenant back to the settings.",
         scope="admin",
+        dry_run=True,
+    ),
+    Operation(
+        method="get",
+        path="/v1/admin/policy",
+        summary="Whether the policy store is sealed, and what of it this replica refuses.",
+        scope="admin",
+        answer=PolicyAnswer,
+    ),
+    Operation(
+        method="post",
+        path="/v1/admin/policy/repair",
+        summary="Put back what is in force where somebody without the passphrase changed it.",
+        scope="admin",
+        answer=RepairAnswer,
         dry_run=True,
     ),
     Operation(method="get", path="/v1/admin/status", summary="This API process.", scope="admin", answer=StatusAnswer),

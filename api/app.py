@@ -63,6 +63,7 @@ from .routes import (
     generation,
     health,
     models,
+    policy,
     queue,
     streams,
     tenants,
@@ -145,7 +146,7 @@ class Parts:
             metrics=self.metrics.api,
         )
         self.office = Office(services, identity.replica)
-        self.status = Status(broker, self.follower.fleet, self.dispatcher, self.pressure, self.metrics)
+        self.status = Status(broker, self.follower.fleet, self.dispatcher, self.pressure, self.metrics, control.store)
 
     async def start(self) -> None:
         self.control.start()
@@ -235,6 +236,7 @@ def create_app(settings: Settings, broker: Broker, stamper: Stamper, served: Mod
             "usage_book": _provide(UsageBook(broker)),
             "api_keys": _provide(ApiKeys(control.store)),
             "tenant_records": _provide(TenantRecords(control.store)),
+            "policy_store": _provide(control.store),
             "tenants": _provide(control.tenants),
         },
         exception_handlers=EXCEPTION_HANDLERS,
@@ -283,6 +285,8 @@ _ADMIN = [
     tenants.get_tenant,
     tenants.change_tenant,
     tenants.delete_tenant,
+    policy.get_policy,
+    policy.repair_policy,
     *GUARDRAIL_ROUTES,
 ]
 _OPEN = [health.livez, health.readyz, health.metrics, documents.openapi_json, documents.docs, ui.ui_page, ui.ui_file]

@@ -24,6 +24,7 @@ from inferflux.broker.errors import (
 )
 from inferflux.broker.wire import Failure
 from inferflux.config.logs import get_logger
+from inferflux.registry.store import RecordRefused
 
 log = get_logger("api")
 
@@ -58,6 +59,12 @@ def to_failure(error: Exception) -> Failure:
         case RequestError():
             return Failure(
                 code=error.code.value, message=error.message, param=error.param, retry_after_s=error.retry_after_s
+            )
+        case RecordRefused():
+            return Failure(
+                code=Code.CONFLICT.value,
+                message=f"an entry of the policy store was changed by somebody without its passphrase ({error}); "
+                "`inferctl admin policy repair` puts back what is in force",
             )
         case MessageTooLarge():
             return Failure(

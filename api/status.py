@@ -16,6 +16,7 @@ from inferflux.config.metrics import ApiMetrics, FleetMetrics, PolicyMetrics
 from inferflux.config.version import package_version
 from inferflux.registry.deadletters import DeadLetters
 from inferflux.registry.fleet import Fleet
+from inferflux.registry.store import PolicyStore
 
 from .dispatch import Dispatcher
 from .pressure import Pressure
@@ -53,7 +54,13 @@ class Status:
     """Reads everything where it is kept."""
 
     def __init__(
-        self, broker: Broker, fleet: Fleet, dispatcher: Dispatcher, pressure: Pressure, metrics: Metrics
+        self,
+        broker: Broker,
+        fleet: Fleet,
+        dispatcher: Dispatcher,
+        pressure: Pressure,
+        metrics: Metrics,
+        store: PolicyStore,
     ) -> None:
         self.registry = metrics.registry
         self._broker = broker
@@ -61,6 +68,8 @@ class Status:
         self._dispatcher = dispatcher
         self._pressure = pressure
         self._metrics = metrics
+        self._store = store
+        metrics.policy.policy_refused.set_function(lambda: len(store.refused))
         self._dead_letters = DeadLetters(broker)
         self._started = time.time()
 
@@ -75,7 +84,7 @@ class Status:
     def notes(self) -> dict[str, bool]:
         """What an operator wants to know, and new requests can wait for."""
         models = [model for worker in self._fleet.workers() if not worker.draining for model in worker.models]
-        return {"worker_ready": any(model.state == READY for model in models)}
+        return {"worker_ready": any(model.state == READY for model in models), "policy_intact": not self._store.refused}
 
     def report(self) -> StatusAnswer:
         return StatusAnswer(

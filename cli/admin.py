@@ -10,6 +10,7 @@ from . import queue
 from .admin_cache import cache
 from .admin_guardrails import guardrails
 from .admin_keys import api_keys
+from .admin_policy import app as policy
 from .admin_limits import rate_limit
 from .admin_models import models
 from .admin_routing import routing, scheduler
@@ -23,6 +24,7 @@ PATH = "/v1/admin/fairness"
 GIVE_BACK = "default"
 
 app = typer.Typer(help="Change a running fleet.", no_args_is_help=True)
+app.add_typer(policy, name="policy")
 app.command("api-keys")(api_keys)
 app.command("api_keys", hidden=True)(api_keys)
 app.command()(tenants)

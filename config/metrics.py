@@ -30,6 +30,11 @@ class PolicyMetrics:
             "Lines that never reached the audit log because it could not be written for too long.",
             registry=registry,
         )
+        self.policy_refused = Gauge(
+            "inferflux_policy_refused_entries",
+            "Entries of the policy store that somebody without its passphrase changed, and that are not followed.",
+            registry=registry,
+        )
 
     def count(self, stage: str, guardrail: str, action: str) -> None:
         """One thing that a guardrail found."""

@@ -78,13 +78,14 @@ async def verify(broker: Broker, vault: Vault, *, may_write: bool = False) -> li
             problems.append(f"{BUCKET_POLICY}/{KEY_MANIFEST}: it is gone")
         elif may_write:
             await vault.write_manifest(policy)
-    for bucket, entry in entries:
+    found = {(bucket, entry.key): entry for bucket, entry in entries}
+    told = [tuple(name.split("/", 1)) for name in vault.generations]
+    for bucket, key in sorted({*found, *told}):
+        entry = found.get((bucket, key))
         try:
-            vault.open(bucket, entry.key, entry.value, entry.revision)
+            vault.open(bucket, key, None if entry is None else entry.value, 0 if entry is None else entry.revision)
         except RecordRefused as error:
-            problems.append(f"{bucket}/{entry.key}: {error}")
-    found = {f"{bucket}/{entry.key}" for bucket, entry in entries}
-    problems += [f"{name}: it is gone" for name in sorted(vault.generations.keys() - found)]
+            problems.append(f"{bucket}/{key}: {error}")
     return problems
 
 

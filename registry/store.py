@@ -37,6 +37,9 @@ class Seal(Protocol):
     def refused(self) -> Mapping[tuple[str, str], str]:
         """Entries that were refused and not replaced since, by bucket and key, with the reason."""
 
+    def last_good(self, bucket: str, key: str) -> bytes | None:
+        """What an entry was before it was refused; None where that is not known."""
+
     def close(self, bucket: str, key: str, body: bytes | None, revision: int) -> bytes | None:
         """What to store over the entry of `revision`, 0 where there is none; None to delete it."""
 
@@ -54,11 +57,17 @@ class Plain(Seal):
     def refused(self) -> Mapping[tuple[str, str], str]:
         return {}
 
+    def last_good(self, bucket: str, key: str) -> bytes | None:
+        return None
+
     def close(self, bucket: str, key: str, body: bytes | None, revision: int) -> bytes | None:
         return body
 
     def open(self, bucket: str, key: str, stored: bytes | None, revision: int) -> bytes | None:
         return stored
+
+    async def settle(self, policy: Bucket, bucket: str, key: str, stored: bytes, revision: int) -> None:
+        """Nothing has to be kept beside it."""
 
 
 class PolicyStore:
@@ -66,26 +75,26 @@ class PolicyStore:
 
     def __init__(self, broker: Broker, seal: Seal | None = None) -> None:
         self._broker = broker
-        self._seal = seal or Plain()
+        self.seal = seal or Plain()
 
     async def read(self, bucket: str, key: str) -> tuple[bytes | None, int]:
         """The body and its revision; None and 0 where there is none."""
         entry = await (await self._bucket(bucket)).get(key)
         if entry is None or entry.value is None:
-            return self._seal.open(bucket, key, None, 0), 0
+            return self.seal.open(bucket, key, None, 0), 0
         return self.open(bucket, entry), entry.revision
 
     async def write(self, bucket: str, key: str, body: bytes | None, revision: int) -> None:
         """Replace what stands as `revision` (0: nothing), or delete it. Raises RevisionConflict."""
-        if body is None and not revision:
+        if body is None and not revision and (bucket, key) not in self.refused:
             return
         entries = await self._bucket(bucket)
-        stored = self._seal.close(bucket, key, body, revision)
+        stored = self.seal.close(bucket, key, body, revision)
         if stored is None:
             await entries.delete(key, revision)
             return
         now = await (entries.update(key, stored, revision) if revision else entries.create(key, stored))
-        await self._seal.settle(await self._bucket(BUCKET_POLICY), bucket, key, stored, now)
+        await self.seal.settle(await self._bucket(BUCKET_POLICY), bucket, key, stored, now)
 
     async def entries(self, bucket: str) -> list[Entry]:
         """Every entry, opened; what is refused is logged and left out."""
@@ -103,12 +112,23 @@ class PolicyStore:
 
     def open(self, bucket: str, entry: Entry) -> bytes | None:
         """The body of an entry; None for one that is deleted. Raises RecordRefused."""
-        return self._seal.open(bucket, entry.key, entry.value, entry.revision)
+        return self.seal.open(bucket, entry.key, entry.value, entry.revision)
 
     @property
     def refused(self) -> Mapping[tuple[str, str], str]:
         """Entries that somebody without the key changed, by bucket and key, with the reason."""
-        return self._seal.refused
+        return self.seal.refused
+
+    async def repair(self, *, dry_run: bool = False) -> tuple[list[str], list[str]]:
+        """Store what is in force again where it is refused. Returns what was, and what was never seen in order."""
+        repaired, left = list[str](), list[str]()
+        for bucket, key in sorted(self.refused):
+            good = self.seal.last_good(bucket, key)
+            (left if good is None else repaired).append(f"{bucket}/{key}")
+            if good is not None and not dry_run:
+                entry = await (await self._bucket(bucket)).get(key)
+                await self.write(bucket, key, good, 0 if entry is None else entry.revision)
+        return repaired, left
 
     async def _bucket(self, name: str) -> Bucket:
         return await self._broker.bucket(name)

@@ -24,7 +24,8 @@ from inferflux.config.metrics import PolicyMetrics, WorkerMetrics
 from inferflux.config.settings import Settings
 from inferflux.registry.audit import Anchorage, Anchors
 from inferflux.registry.control import Control
-from inferflux.registry.store import PolicyStore
+from inferflux.registry.passphrase import PASSPHRASE
+from inferflux.registry.sealing import open_store
 from inferflux.registry.tenants import Tenants
 
 from .cache_keeper import CacheKeeper
@@ -64,8 +65,10 @@ async def serve(settings: Settings) -> bool:
     broker = await JetStreamBroker.connect(settings, ROLE_WORKER, "worker", connection=connection)
     try:
         meter = Meter(metrics, tracer)
-        control = Control(settings, PolicyStore(broker), tenants, Audit.of_process(settings.logging, "worker"))
+        store = await open_store(broker, os.environ.get(PASSPHRASE), may_create=False)
+        control = Control(settings, store, tenants, Audit.of_process(settings.logging, "worker"))
         policy = PolicyMetrics(registry)
+        policy.policy_refused.set_function(lambda: len(store.refused))
         control.guard.on_hit = policy.count
         anchorage = Anchorage(control.audit, Anchors(broker), policy)
         worker = Worker(settings, broker, (), control, _reader(connection, tenants), meter)
