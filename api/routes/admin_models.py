@@ -98,7 +98,7 @@ async def load_model(
     if wanted.path is None and wanted.backend != "stub":
         raise RequestError(Code.INVALID_REQUEST, "'path' is required, but for the backend stub", param="path")
     path = None if wanted.path is None else ModelRoots(gateway.settings.registry).find(wanted.path)
-    fields = {name: getattr(wanted, name) for name in ModelRecord.__struct_fields__}
+    fields = {name: getattr(wanted, name) for name in ModelRecord.__struct_fields__ if hasattr(wanted, name)}
     amendment = partial(amendments.load, record=ModelRecord(**fields | {"path": path}), default=wanted.default)
     return _listed(await model_store.amend(amendment, dry_run=dry_run), fleet, poller, dry_run=dry_run)
 
