@@ -81,9 +81,11 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
 
     def _threads(self) -> Mapping[str, str]:
         """Workers that share this machine share its cores: threads that wait for each other's cores are slower."""
-        if self.num_workers == 1 or self.settings.runtime.llamacpp.threads:
+        if self.num_workers == 1:
             return {}
-        return {"runtime.llamacpp.threads": str(max(1, num_physical_cores() // self.num_workers))}
+        runtime, share = self.settings.runtime, str(max(1, num_physical_cores() // self.num_workers))
+        backends = {"llamacpp": runtime.llamacpp, "torch": runtime.torch}
+        return {f"runtime.{name}.threads": share for name, backend in backends.items() if not backend.threads}
 
     def _ranks(self) -> Mapping[str, str]:
         """Each worker starts its other ranks itself: they end with it."""

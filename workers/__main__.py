@@ -29,9 +29,11 @@ from inferflux.registry.sealing import open_store
 from inferflux.registry.tenants import Tenants
 
 from .cache_keeper import CacheKeeper
+from .follow import follow
 from .heartbeat import Heartbeat
 from .meter import Meter
 from .probe import Probe
+from .ranks import read_ranks
 from .reader import PromptReader
 from .registrar import Registrar
 from .seal import Sealer
@@ -46,7 +48,10 @@ def main() -> None:
     """Exit code 2 for what a person must fix, 1 for a broker that cannot be reached, 70 for an engine that hangs."""
     try:
         settings = load_for_process(sys.argv[1:], os.environ, "python -m inferflux.workers").settings
+        ranks = read_ranks(os.environ)
         logs.setup(settings.logging, supervised_name(os.environ) or "worker")
+        if ranks is not None and ranks.follows:
+            sys.exit(follow(ranks))
         if uvloop.run(serve(settings)):
             # The engine's thread never returns, and native code may keep even a daemon thread's process alive.
             os._exit(EXIT_HUNG)

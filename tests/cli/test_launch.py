@@ -38,9 +38,10 @@ def test_an_only_child_needs_no_number():
     assert [child.name for child in launch().children()] == ["api", "worker"]
 
 
-def test_several_workers_divide_the_cores(monkeypatch):
+@pytest.mark.parametrize("backend", ["llamacpp", "torch"])
+def test_several_workers_divide_the_cores(monkeypatch, backend):
     monkeypatch.setattr("inferflux.cli.launch.num_physical_cores", lambda: 8)
-    setting = "runtime.llamacpp.threads="
+    setting = f"runtime.{backend}.threads="
 
     def threads(**values):
         children = launch(**values).children()
@@ -49,7 +50,7 @@ def test_several_workers_divide_the_cores(monkeypatch):
     assert threads(num_workers=1) == []
     assert threads(num_workers=3) == [f"{setting}2"] * 3
     assert threads(num_workers=9) == [f"{setting}1"] * 9
-    chosen = load(None, {}, {"runtime.llamacpp.threads": 5}).settings
+    chosen = load(None, {}, {f"runtime.{backend}.threads": 5}).settings
     assert threads(settings=chosen, num_workers=3) == []
 
 
