@@ -18,6 +18,13 @@ from .routes.usage import UsageAnswer
 from .status import StatusAnswer
 
 ADMIN_OPERATIONS = (
+    Operation(
+        method="get",
+        path="/v1/admin/metrics",
+        summary="This replica's metrics, as Prometheus text.",
+        scope="admin",
+        media_type="text/plain",
+    ),
     Operation(method="get", path="/v1/admin/workers", summary="Every live worker's last heartbeat.", scope="admin"),
     Operation(
         method="get",

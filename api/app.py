@@ -264,6 +264,7 @@ _V1 = [
 _ADMIN = [
     admin.list_workers,
     admin.get_status,
+    admin.get_metrics,
     queue.list_queues,
     queue.cancel_request,
     dead.list_dead,

@@ -7,6 +7,7 @@ import time
 import msgspec
 from litestar import Response, get
 from litestar.di import NamedDependency
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from inferflux.broker.wire import WorkerBeat
 from inferflux.registry.fleet import Fleet
@@ -24,6 +25,13 @@ async def list_workers(fleet: NamedDependency[Fleet]) -> Response[bytes]:
 async def get_status(status: NamedDependency[Status]) -> Response[bytes]:
     """This replica: memory, streams, and its checks."""
     return _respond(status.report())
+
+
+@get("/metrics", opt={"scope": "admin"})
+async def get_metrics(status: NamedDependency[Status]) -> Response[bytes]:
+    """What /metrics of this replica says, for operators who come through a proxy that keeps /metrics to itself."""
+    await status.refresh_metrics()
+    return Response(generate_latest(status.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 def _full(beat: WorkerBeat) -> dict[str, object]:

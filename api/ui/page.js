@@ -1,4 +1,4 @@
-// The operator's page: everything comes from /v1/admin, /v1 and /metrics of the replica that served this file.
+// The operator's page: everything comes from /v1/admin and /v1 of the replica that served this file.
 import { Session } from "./session.js";
 import { Samples, Meters } from "./metrics.js";
 import { ask } from "./playground.js";
@@ -182,7 +182,7 @@ async function refresh(all = false) {
   const [workers, lanes, metrics] = await Promise.all([
     session.call("GET", "/v1/admin/workers"),
     session.call("GET", "/v1/admin/queue"),
-    session.text("/metrics"),
+    session.text("/v1/admin/metrics"),
   ]);
   showWorkers(workers.data);
   showLanes(lanes.data);

@@ -31,6 +31,7 @@ locals {
 module "machines" {
   source         = "./modules/cloud-init"
   package        = var.package
+  worker_package = var.worker_package
   secrets_dir    = var.secrets_dir
   nodes          = local.nodes
   settings       = var.settings

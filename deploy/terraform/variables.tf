@@ -12,7 +12,13 @@ variable "secrets_dir" {
 }
 
 variable "package" {
-  description = "What pip installs on every machine: a requirement, or the URL of a wheel."
+  description = "What pip installs on NATS nodes and API replicas: a requirement, or the URL of a wheel."
+  type        = string
+  default     = "inferflux"
+}
+
+variable "worker_package" {
+  description = "What pip installs on workers; llama.cpp is compiled there."
   type        = string
   default     = "inferflux[llamacpp]"
 }

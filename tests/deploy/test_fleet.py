@@ -140,6 +140,10 @@ def test_tokens_come_through_the_proxy_one_by_one(fleet: LocalFleet) -> None:
 def test_the_proxy_shows_no_metrics(fleet: LocalFleet) -> None:
     assert httpx.get(f"{fleet.url}/metrics").status_code == 404
     assert httpx.get(f"http://127.0.0.1:{fleet.api_ports[0]}/metrics").status_code == 200
+    # The operator's page asks for its numbers with a key.
+    assert httpx.get(f"{fleet.url}/v1/admin/metrics").status_code == 401
+    assert "inferflux_workers" in httpx.get(f"{fleet.url}/v1/admin/metrics", headers=HEADERS).text
+    assert httpx.get(f"{fleet.url}/ui").status_code == 200
 
 
 def test_every_stream_outlives_a_worker(fleet: LocalFleet) -> None:

@@ -10,15 +10,12 @@ locals {
   nats   = "${path.module}/../../../nats"
   server = yamlencode(merge({ registry = { path = "/etc/inferflux/registry.yaml" } }, var.settings))
 
-  common = {
-    package = var.package
-  }
-
   tls = { "ca.pem" = file("${var.secrets_dir}/ca.pem") }
 
   node = {
-    for name, address in var.nodes : name => templatefile("${path.module}/templates/cloud-init.yaml.tftpl", merge(local.common, {
+    for name, address in var.nodes : name => templatefile("${path.module}/templates/cloud-init.yaml.tftpl", {
       role     = "nats"
+      package  = var.package
       unit     = file("${local.units}/inferflux-nats.service")
       commands = []
       files = {
@@ -41,12 +38,13 @@ locals {
           "",
         ])
       }
-    }))
+    })
   }
 
   role = {
-    for role in ["api", "worker"] : role => templatefile("${path.module}/templates/cloud-init.yaml.tftpl", merge(local.common, {
+    for role in ["api", "worker"] : role => templatefile("${path.module}/templates/cloud-init.yaml.tftpl", {
       role     = role
+      package  = role == "worker" ? var.worker_package : var.package
       unit     = file("${local.units}/inferflux-${role}.service")
       commands = role == "worker" ? var.model_commands : []
       files = {
@@ -60,6 +58,6 @@ locals {
           "",
         ])
       }
-    }))
+    })
   }
 }
