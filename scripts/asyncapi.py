@@ -225,8 +225,13 @@ def document() -> dict[str, Any]:
         "servers": {"nats": {"host": "127.0.0.1:4222", "protocol": "nats"}},
         "channels": {name: _channel(channel) for name, channel in found.items()},
         "operations": dict(operation for name, channel in found.items() for operation in _operations(name, channel)),
-        "components": {"messages": messages, "schemas": dict(components)},
+        "components": {"messages": messages, "schemas": {name: _cleaned(each) for name, each in components.items()}},
     }
+
+
+def _cleaned(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema whose description is not indented as the docstring was that it comes from."""
+    return schema | {"description": inspect.cleandoc(schema["description"])} if "description" in schema else schema
 
 
 def _channel(channel: Channel) -> dict[str, Any]:
