@@ -10,9 +10,9 @@ from . import queue
 from .admin_cache import cache
 from .admin_guardrails import guardrails
 from .admin_keys import api_keys
-from .admin_policy import app as policy
 from .admin_limits import rate_limit
 from .admin_models import models
+from .admin_policy import app as policy
 from .admin_routing import routing, scheduler
 from .admin_tenants import tenants
 from .admin_usage import usage

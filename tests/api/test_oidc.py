@@ -21,6 +21,7 @@ from joserfc.jwk import RSAKey
 
 from inferflux.api.oidc import check_settings
 from inferflux.broker.errors import ConfigError
+from inferflux.config.logs import JsonFormatter
 from inferflux.config.settings import AuthSettings, OidcGroup, Settings
 
 KEYS, DISCOVERY = "/keys", "/.well-known/openid-configuration"
@@ -187,7 +188,8 @@ class TestRefusals:
         api = await start()
         token = issuer.token(**read(iss="https://evil.example"))
         answer = await ask(api, token)
-        assert token.split(".")[2] not in answer.text + caplog.text
+        logged = "".join(map(JsonFormatter("api").format, caplog.records))
+        assert token.split(".")[2] not in answer.text + logged
 
 
 class TestKeys:
