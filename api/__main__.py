@@ -150,7 +150,7 @@ def _announce(models: Models, tenants: Tenants) -> None:
         if entry.stub_reason is not None:
             log.warning("the stub answers for this model: it is not real", model=entry.id, reason=entry.stub_reason)
     if not tenants.num_keys:
-        log.warning("no API key is configured: every request will be refused; add one under auth.api_keys")
+        log.warning("auth.api_keys is empty: only keys that were made before, and tokens of an issuer, are taken")
 
 
 def _fail(error: Exception, code: int) -> int:

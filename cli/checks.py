@@ -77,7 +77,7 @@ def check_settings(settings: Settings, path: Path) -> Iterator[Check]:
     if tenants.num_keys:
         yield Check("keys", "ok", f"{tenants.num_keys} in auth.api_keys")
     else:
-        yield Check("keys", "warn", "none, so every request is refused", f"add one to auth.api_keys in {path}")
+        yield Check("keys", "warn", "none in the settings", f"for the first one: auth.api_keys in {path}")
 
 
 def check_client_key(api_key: str | None) -> Check:

@@ -129,7 +129,7 @@ def warn(settings: Settings) -> None:
             host=settings.server.host,
         )
     if not settings.auth.api_keys:
-        log.warning("no API key is configured, so every request will be refused: add one to auth.api_keys")
+        log.warning("auth.api_keys is empty: only keys that were made before, and tokens of an issuer, are taken")
 
 
 async def _supervise(launch: Launch, *, embedded: bool) -> None:
