@@ -18,11 +18,10 @@ import msgspec
 from inferflux.broker.errors import BrokerError, BrokerUnavailable, ObjectDamaged
 from inferflux.broker.wire import Batch, BatchEnding, BatchEntry, LineProblem
 from inferflux.config.logs import get_logger
-from inferflux.registry.tenants import Principal
 
-from ..auth import usable_model
 from .held import HeldBatch, LeaseLost
 from .identity import journal_of
+from .inspection import Inspection
 from .journal import Journal
 from .records import OVER
 from .results import Results
@@ -83,7 +82,9 @@ class Runner:
 
     async def _advance(self) -> None:
         if self.batch.status == "validating":
-            await self._validate()
+            validation = await Inspection(self._services, self.batch, self._source).run(self._stopped)
+            if validation is not None:
+                await self._validated(validation)
         if self.batch.status == "failed" or self._why in ("released", "lost"):
             return
         if self.batch.num_parts is None:
@@ -91,47 +92,6 @@ class Runner:
         if self._why in ("released", "lost"):
             return
         await self._finish()
-
-    async def _validate(self) -> None:
-        while self._why is None:
-            try:
-                validation = await self._looked_through()
-            except BrokerUnavailable:
-                await asyncio.sleep(RETRY_S)
-                continue
-            except ObjectDamaged as error:
-                validation = self._validation()
-                validation.problems.append(
-                    LineProblem(code="invalid_file", message=f"The file cannot be read: {error}.")
-                )
-                validation.num_problems += 1
-            if self._why is None:
-                await self._validated(validation)
-            return
-
-    async def _looked_through(self) -> Validation:
-        validation = self._validation()
-        async for line in self._source.checked():
-            validation.add(line)
-            if self._why is not None:
-                return validation
-        validation.close()
-        return validation
-
-    def _validation(self) -> Validation:
-        batch, services = self.batch, self._services
-        principal = Principal(
-            tenant=services.tenants.tenant(batch.tenant),
-            scopes=frozenset(),
-            models=frozenset(batch.allowed_models),
-            key_id="",
-        )
-        settings = services.settings
-
-        def resolve(name: str | None) -> str:
-            return usable_model(services.models, name, principal).id
-
-        return Validation(batch.endpoint, settings.batches.max_lines, settings.server.max_body_bytes, resolve)
 
     async def _validated(self, validation: Validation) -> None:
         now_s = time.time()
