@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
 import typer
@@ -159,7 +157,7 @@ def validate(
         raise CommandFailed(f"the endpoint {wanted!r} is none of {', '.join(ENDPOINTS)}")
     found = Validation(wanted, MAX_LINES, MAX_LINE_BYTES, lambda name: name)
     splitter = LineSplitter(MAX_LINE_BYTES)
-    with _opened(file) as source:
+    with jobs.opened(file) as source:
         while chunk := source.read(1 << 18):
             for line in splitter.feed(chunk):
                 found.add(line)
@@ -203,8 +201,8 @@ def run(
         batch = jobs.submit(client, path, jobs.CHAT, window, None)
         note(f"batch {batch['id']}: Ctrl-C leaves it running")
         batch = _watched(client, batch["id"])
-        answers = _answers(client, batch, len(asked))
-    with _written(output) as out:
+        answers = jobs.answers(client, batch, len(asked))
+    with jobs.written(output) as out:
         for prompt, (answer, error) in zip(asked, answers, strict=True):
             record = {"prompt": prompt, "text": answer, "error": error}
             out.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
@@ -217,60 +215,13 @@ def _watched(client: Client, ident: str) -> dict[str, Any]:
     return watch(jobs.follow(client, ident))
 
 
-def _answers(client: Client, batch: dict[str, Any], num_prompts: int) -> list[tuple[str | None, str | None]]:
-    """Text or error of each prompt, by its number."""
-    import tempfile
-
-    found: list[tuple[str | None, str | None]] = [(None, f"the batch ended as {batch['status']}")] * num_prompts
-    for file in (batch["output_file_id"], batch["error_file_id"]):
-        with tempfile.TemporaryFile() as lines:
-            jobs.fetch(client, file, lines)
-            lines.seek(0)
-            for line in lines:
-                record = json.loads(line)
-                found[int(record["custom_id"])] = _answer(record)
-    return found
-
-
-def _answer(record: dict[str, Any]) -> tuple[str | None, str | None]:
-    response = record["response"]
-    if response is None:
-        return None, record["error"]["message"]
-    if response["status_code"] != 200:
-        return None, response["body"]["error"]["message"]
-    return response["body"]["choices"][0]["message"]["content"], None
-
-
 def _fetched(client: Client, file: str | None, path: Path) -> None:
-    with _written(path) as out:
+    with jobs.written(path) as out:
         jobs.fetch(client, file, out)
 
 
-@contextmanager
-def _written(path: Path) -> Iterator[IO[bytes]]:
-    """Raises CommandFailed where the file cannot be written."""
-    if str(path) == "-":
-        sys.stdout.flush()
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
-    try:
-        out = path.open("wb")
-    except OSError as error:
-        raise CommandFailed(f"{path} cannot be written: {error.strerror}") from None
-    with out:
-        yield out
-
-
-def _opened(path: Path) -> IO[bytes]:
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise CommandFailed(f"{path} cannot be read: {error.strerror}") from None
-
-
 def _text(path: Path) -> str:
-    with _opened(path) as file:
+    with jobs.opened(path) as file:
         try:
             return file.read().decode("utf-8-sig")
         except UnicodeDecodeError:

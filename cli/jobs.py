@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -127,3 +128,48 @@ def _asking(line: bytes, model: str, where: str) -> bytes:
     except (ValueError, KeyError, TypeError):
         raise CommandFailed(f"{where}: is no request; `inferctl batch validate` says why") from None
     return json.dumps(request, ensure_ascii=False).encode() + b"\n"
+
+
+def answers(client: Client, batch: dict[str, Any], num_prompts: int) -> list[tuple[str | None, str | None]]:
+    """Text or error of each prompt, by its number."""
+    found: list[tuple[str | None, str | None]] = [(None, f"the batch ended as {batch['status']}")] * num_prompts
+    for file in (batch["output_file_id"], batch["error_file_id"]):
+        with tempfile.TemporaryFile() as lines:
+            fetch(client, file, lines)
+            lines.seek(0)
+            for line in lines:
+                record = json.loads(line)
+                found[int(record["custom_id"])] = _answer(record)
+    return found
+
+
+def _answer(record: dict[str, Any]) -> tuple[str | None, str | None]:
+    response = record["response"]
+    if response is None:
+        return None, record["error"]["message"]
+    if response["status_code"] != 200:
+        return None, response["body"]["error"]["message"]
+    return response["body"]["choices"][0]["message"]["content"], None
+
+
+@contextmanager
+def written(path: Path) -> Iterator[IO[bytes]]:
+    """Raises CommandFailed where the file cannot be written."""
+    if str(path) == "-":
+        sys.stdout.flush()
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    try:
+        out = path.open("wb")
+    except OSError as error:
+        raise CommandFailed(f"{path} cannot be written: {error.strerror}") from None
+    with out:
+        yield out
+
+
+def opened(path: Path) -> IO[bytes]:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise CommandFailed(f"{path} cannot be read: {error.strerror}") from None
