@@ -13,6 +13,13 @@ PACKING_ROWS = 32
 _mkldnn: Any = torch.ops.mkldnn
 
 
+def has_amx() -> bool:
+    """Whether the processor multiplies tiles of bfloat16. It is asked, not timed: a busy machine must not change
+    results from one start to the next."""
+    supported: Any = torch.cpu._is_amx_tile_supported
+    return bool(supported())
+
+
 class PackedLinear:
     """bfloat16 inside, fp32 outside."""
 

@@ -13,8 +13,15 @@ from inferflux.workers.backends.torch_engine.checkpoint import open_checkpoint
 from inferflux.workers.backends.torch_engine.native_build import load_kernels
 from inferflux.workers.backends.torch_engine.native_operations import NativeOperations
 from inferflux.workers.backends.torch_engine.operations import PlainOperations
+from inferflux.workers.backends.torch_engine.packed_linear import PackedLinear
 
 TOKENS = [(7 * position * position + 11) % 320 for position in range(100)]
+
+
+@pytest.fixture(autouse=True)
+def _own_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where oneDNN would be used."""
+    monkeypatch.setattr("inferflux.workers.backends.torch_engine.native_operations.has_amx", lambda: False)
 
 
 def native(dtype: torch.dtype) -> NativeOperations:
@@ -58,6 +65,15 @@ def test_products_of_any_shape(rows: int, inputs: int, outputs: int, dtype: torc
     values = torch.randn(rows, inputs)
     expected = torch.nn.functional.linear(values, weight.float(), bias)
     torch.testing.assert_close(native(dtype).linear(weight, bias)(values), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN has no bfloat16 here")
+@pytest.mark.parametrize("rows", [1, 32, 50])
+def test_onednn_multiplies_packed_weights(rows: int) -> None:
+    torch.manual_seed(rows)
+    weight, bias, values = torch.randn(96, 64).to(torch.bfloat16), torch.randn(96), torch.randn(rows, 64)
+    expected = torch.nn.functional.linear(values, weight.float(), bias)
+    torch.testing.assert_close(PackedLinear(weight, bias)(values), expected, atol=0.3, rtol=0.03)
 
 
 @pytest.mark.parametrize(
