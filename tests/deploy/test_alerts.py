@@ -32,7 +32,7 @@ ALERTS = [
 ]
 SLOTS, STEP_S, NUM_TOKENS = 2, 0.02, 60
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 Scrapes = dict[str, dict[str, float]]
 
 

@@ -38,7 +38,7 @@ QUERIES = sorted(
 # Series that begin with an incident; tests of alerts make those.
 RARE = {"Leases lost", "Refused by a limit", "Lines of the audit log", "Refused keys"}
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 
 def test_the_files_are_what_the_code_says(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from harness.checkout import ROOT
 sys.path.insert(0, str(ROOT / "scripts"))
 from fleet import KEY, LocalFleet, Unavailable
 
-pytestmark = [pytest.mark.integration, pytest.mark.cluster]
+pytestmark = [pytest.mark.integration, pytest.mark.cluster, pytest.mark.timeout(600)]
 
 SETTINGS = (
     "registry.path=/dev/null",
