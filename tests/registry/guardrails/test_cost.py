@@ -1,4 +1,4 @@
-"""What 10,000 terms cost: less than a millisecond for a prompt of 1,000 words, less than 50 microseconds for a token."""
+"""What 10,000 terms cost: less than 1 ms for a prompt of 1,000 words, less than 50 microseconds for a token."""
 
 from __future__ import annotations
 
