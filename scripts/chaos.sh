@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # The long form of the proofs that nothing is lost and that shares are fair, with every mutant.
-# Usage: scripts/chaos.sh [--rounds N] [--load-s S] [--soak] [--soak-s S] [pytest arguments]
+# Usage: scripts/chaos.sh [--rounds N] [--load-s S] [--soak] [--soak-s S] [--soak-rate R] [pytest arguments]
 #   --rounds N   how often each fault happens (5)
 #   --load-s S   seconds of load under rolling restarts (120)
-#   --soak       an hour of mixed load as well; --soak-s S for another time
+#   --soak       an hour of mixed load as well; --soak-s S for another time, --soak-rate R for R requests a second (10)
 # It takes about 30 minutes without the soak; fair times to first token need a machine that does nothing else.
 set -euo pipefail
 
