@@ -77,6 +77,8 @@ install_project() {
     say "installing InferFlux${extras:+ with $extras} (a minute the first time)"
     (cd "$root" && "$python" -m pip install --disable-pip-version-check --progress-bar off --no-compile \
         --editable ".${extras:+[$extras]}") >"$log" 2>&1 || explain_pip_failure
+    mkdir -p "$root/build"
+    ln -sfn ../.venv/bin/inferctl "$root/build/inferctl"
 }
 
 # The model comes through the cache, so that a second checkout needs no network for it.
