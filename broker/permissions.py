@@ -123,15 +123,14 @@ def roles(publishers: Mapping[str, Iterable[str]]) -> dict[str, Permissions]:
 
 
 def _own_batches(tenant: str) -> tuple[str, ...]:
-    """Store the chunks of a file, submit it, and read what became of it: each by the subject that it is stored under."""
+    """Store the chunks of a file, submit it, and read what became of it, each by the subject it is stored under."""
     chunks = subjects.object_chunks_of(OBJECTS_FILES, tenant)
+    batches = subjects.kv(BUCKET_BATCHES, subjects.batches_of(tenant))
     return (
         chunks,
         subjects.kv(BUCKET_BATCHES, subjects.submissions_of(tenant)),
         js_api("DIRECT", "GET", subjects.object_stream(OBJECTS_FILES), chunks),
-        js_api(
-            "DIRECT", "GET", subjects.kv_stream(BUCKET_BATCHES), subjects.kv(BUCKET_BATCHES, subjects.batches_of(tenant))
-        ),
+        js_api("DIRECT", "GET", subjects.kv_stream(BUCKET_BATCHES), batches),
     )
 
 

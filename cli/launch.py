@@ -84,8 +84,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
         if self.num_workers == 1:
             return {}
         runtime, share = self.settings.runtime, str(max(1, num_physical_cores() // self.num_workers))
-        backends = {"llamacpp": runtime.llamacpp, "torch": runtime.torch}
-        return {f"runtime.{name}.threads": share for name, backend in backends.items() if not backend.threads}
+        given = {"llamacpp": runtime.llamacpp.threads, "torch": runtime.torch.threads}
+        return {f"runtime.{name}.threads": share for name, num_threads in given.items() if not num_threads}
 
     def _ranks(self) -> Mapping[str, str]:
         """Each worker starts its other ranks itself: they end with it."""

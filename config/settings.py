@@ -275,7 +275,7 @@ class FileSettings(Section, frozen=True, kw_only=True):
 
 
 class BatchSettings(Section, frozen=True, kw_only=True):
-    """Batches: how long one may be, how many of a tenant run at a time or wait, and how many lines of one are queued."""
+    """Batches: how long one may be, how many of a tenant run or wait, and how many lines of one are queued."""
 
     max_lines: Positive = 50_000
     max_in_flight: Positive = 128
