@@ -90,11 +90,11 @@ class Outbox:
             if not self._unacked:
                 return
             newest = self._unacked[-1][1]
-            if newest.done():
-                # It failed at once, or an older one is still on its way: sending again now would only spin.
-                await asyncio.sleep(SWEEP_INTERVAL_S)
-            else:
+            if not newest.done():
                 await asyncio.wait([newest], timeout=SWEEP_INTERVAL_S)
+            if self._unacked and not _stored(self._unacked[0][1]):
+                # It was refused, or is still on its way: sending again now would only spin.
+                await asyncio.sleep(SWEEP_INTERVAL_S)
 
 
 def _stored(ack: asyncio.Future[int]) -> bool:

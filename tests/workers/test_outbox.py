@@ -5,7 +5,7 @@ import pytest
 from inferflux.broker.errors import BrokerUnavailable, ClaimLost, MessageTooLarge, TapeFull
 from inferflux.broker.subjects import RequestKey
 from inferflux.config.settings import TapeSettings
-from inferflux.workers.outbox import Outbox
+from inferflux.workers.outbox import SWEEP_INTERVAL_S, Outbox
 
 KEY = RequestKey("a-r", "r")
 
@@ -137,3 +137,21 @@ async def test_what_the_server_will_never_take_is_told_once_and_not_sent_again()
     tape.sent[-1][1].set_result(1)
     with pytest.raises(MessageTooLarge):
         await box.finish(b"end", fence=5)
+
+
+async def test_a_full_tape_is_not_asked_again_and_again() -> None:
+    tape, clock = ScriptedTape(), Clock()
+    box = outbox(tape, clock)
+    box.send(b"0")
+    draining = asyncio.create_task(box.drain())
+    loop = asyncio.get_running_loop()
+    began_s = loop.time()
+    for number in range(3):
+        while len(tape.sent) <= number:
+            await asyncio.sleep(0.001)
+        tape.sent[number][1].set_exception(TapeFull("full"))
+    while len(tape.sent) <= 3:
+        await asyncio.sleep(0.001)
+    assert loop.time() - began_s >= 3 * SWEEP_INTERVAL_S
+    tape.sent[3][1].set_result(1)
+    await draining
