@@ -18,7 +18,6 @@ from .errors import ConfigError
 
 LOCK_FILE = "lock"
 RELEASE_S = 3.0
-SECRET_BYTES = 32
 
 
 class _Holder(msgspec.Struct):
@@ -111,4 +110,3 @@ def _try_lock(lock: int) -> bool:
             return False
         raise
     return True
-

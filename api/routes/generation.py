@@ -12,7 +12,6 @@ from ..ask import ask
 from ..assembly import chat_answer, completion_answer, embedding_answer
 from ..events import ChatEvents, CompletionEvents
 from ..gateway import Gateway
-from ..parameters import unsupported
 from ..prompts import chat_prompt, completion_prompt, embedding_prompt
 from ..schemas import ChatRequest, CompletionRequest, EmbeddingRequest
 
