@@ -117,7 +117,8 @@ def _first_s(server: Server, bodies: Sequence[dict[str, Any]]) -> tuple[float, f
 
 def _asked(server: Server, bodies: Sequence[dict[str, Any]], num_clients: int) -> float:
     streamed = [msgspec.json.encode(body | {"stream": True}) for body in bodies]
-    return uvloop.run(closed_loop(_target(server), streamed, num_clients=num_clients, num_extra_events=1)).took_s
+    result = uvloop.run(closed_loop(_target(server), streamed, num_clients=num_clients, num_extra_events=1))
+    return float(result.took_s)
 
 
 def _submitted(server: Server, bodies: Sequence[dict[str, Any]]) -> str:
