@@ -32,12 +32,13 @@ fail() {
     exit 1
 }
 
-# A Python without ensurepip (Debian without python3-venv) cannot make an environment, so it does not count.
+# A Python without ensurepip (Debian without python3-venv) cannot make an environment, so it does not count. Inside an
+# environment, ours above all, the one that it was made with is meant.
 find_python() {
     local candidate
     for candidate in ${PYTHON:+"$PYTHON"} python3 python3.13 python3.12 python3.11; do
         if "$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
-            "$candidate" -c 'import sys; print(sys.executable)'
+            "$candidate" -c 'import sys; print(getattr(sys, "_base_executable", None) or sys.executable)'
             return
         fi
     done

@@ -141,9 +141,7 @@ class Guided:
 
 
 def _checkout(folder: Path) -> Path:
-    """The checkout itself where it was set up; else one whose environment is the one that runs the tests."""
-    if (ROOT / ".venv").is_dir():
-        return ROOT
+    """A checkout whose environment is the one that runs the tests, and whose set-up leaves that as it is."""
     checkout = folder / "checkout"
     checkout.mkdir()
     (checkout / ".venv").symlink_to(sys.prefix)

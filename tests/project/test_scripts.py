@@ -81,3 +81,17 @@ def test_without_a_model_no_build_is_trusted(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert f"no model at {model}" in done.stderr
+
+
+def test_setup_from_inside_an_environment_starts_from_what_made_it() -> None:
+    script = (ROOT / "scripts" / "setup.sh").read_text()
+    find = script[script.index("find_python() {") : script.index("# What the environment depends on")]
+    done = subprocess.run(
+        ["bash", "-c", f"{find}\nfind_python"],
+        env={"PATH": f"{Path(sys.prefix) / 'bin'}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = Path(done.stdout.strip())
+    assert not found.is_relative_to(sys.prefix) or sys.prefix == sys.base_prefix
