@@ -61,8 +61,12 @@ async def test_readiness_needs_no_worker_but_tells(api: Any) -> None:
             await asyncio.sleep(0.01)
     without = await api.client.get("/readyz")
 
-    assert (with_worker.status_code, with_worker.json()["notes"]) == (200, {"worker_ready": True})
-    assert (without.status_code, without.json()["notes"]) == (200, {"worker_ready": False})
+    assert (with_worker.status_code, with_worker.json()["notes"]) == (
+        200,
+        {"worker_ready": True, "policy_intact": True},
+    )
+    assert without.status_code == 200
+    assert without.json()["notes"] == {"worker_ready": False, "policy_intact": True}
 
 
 async def test_retry_after_follows_the_measured_rate(api: Any, monkeypatch: pytest.MonkeyPatch) -> None:

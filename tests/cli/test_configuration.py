@@ -21,14 +21,6 @@ def test_a_check_looks_at_the_file_alone(inferctl, path, monkeypatch):
     assert inferctl("config", "--check", str(path)).status == 0
 
 
-def test_what_will_not_start_is_said(inferctl, path):
-    path.write_text("guardrails:\n  blocklist: [pii]\n")
-    result = inferctl("config", "--check", str(path))
-    assert result.status == 0
-    assert "will not start: guardrails.blocklist" in result.out
-    assert json.loads(inferctl("config", "--check", str(path), "--json").out)["will_not_start"]
-
-
 @pytest.mark.parametrize(
     ("text", "says"),
     [

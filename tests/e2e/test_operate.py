@@ -145,7 +145,13 @@ def test_weights_reach_every_worker(server: Server) -> None:
 
     server.wait_until(
         "both workers follow",
-        lambda: sum("fairness applied" in line and told in line for line in server.log_text().splitlines()) == 2,
+        lambda: (
+            sum(
+                '"process": "worker-' in line and "fairness applied" in line and told in line
+                for line in server.log_text().splitlines()
+            )
+            == 2
+        ),
         timeout_s=5,
     )
     assert inferctl(server, "admin", "fairness", "--get", replica=1)["min_share"] == {"default": 0.2, "batch": 0.1}
