@@ -37,7 +37,8 @@ else
     step format "$python" -m ruff format --check .
     step types types
 fi
-step tests "$python" -m pytest "$@"
+# Most tests wait for servers more than they compute; a file's tests stay together, because they share servers.
+step tests "$python" -m pytest -n 2 --dist loadfile "$@"
 
 printf '\n==> summary\n' >&2
 printf '    %s\n' "${summary[@]}" >&2

@@ -68,4 +68,4 @@ def test_the_development_key_beyond_this_machine_is_warned_of(caplog, host, key,
 def test_a_server_without_keys_is_warned_of(caplog):
     with caplog.at_level(logging.WARNING, logger="inferflux"):
         warn(load(None, {}).settings)
-    assert "no API key" in caplog.text
+    assert "auth.api_keys is empty" in caplog.text

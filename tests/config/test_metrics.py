@@ -45,12 +45,6 @@ def test_names_are_those_that_operators_know():
     assert all(name.startswith("inferflux_") for name in exposed(api) | exposed(worker))
 
 
-def test_one_process_may_hold_both_kinds_in_one_registry():
-    registry = CollectorRegistry()
-    ApiMetrics(registry)
-    WorkerMetrics(registry)
-
-
 def test_finish_reasons_are_labels():
     registry = CollectorRegistry()
     ApiMetrics(registry).request_success.labels("m", "stop").inc()
