@@ -80,7 +80,7 @@ class Page:
 
 
 @pytest.fixture(scope="module")
-def driver(server: Server) -> Iterator[Any]:
+def driver(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     chromium, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
     if chromium is None or chromedriver is None:
         pytest.skip("chromium and chromedriver are not installed")
@@ -95,7 +95,10 @@ def driver(server: Server) -> Iterator[Any]:
     ):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    made = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=chromedriver))
+    # Chromium leaves a folder behind when it ends.
+    environ = os.environ | {"TMPDIR": str(tmp_path_factory.mktemp("chromium"))}
+    service = webdriver.ChromeService(executable_path=chromedriver, env=environ)
+    made = webdriver.Chrome(options=options, service=service)
     yield made
     made.quit()
 
