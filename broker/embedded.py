@@ -245,7 +245,7 @@ def die_with_parent(command: Sequence[str]) -> list[str]:
     pr_set_pdeathsig = 1
     become = (
         f"import ctypes, os, sys; ctypes.CDLL(None).prctl({pr_set_pdeathsig}, {signal.SIGTERM:d}); "
-        f"os.getppid() == {os.getpid()} or sys.exit(1); os.execv(sys.argv[1], sys.argv[1:])"
+        f"os.getppid() == {os.getpid()} or sys.exit(1); os.execvp(sys.argv[1], sys.argv[1:])"
     )
     return [sys.executable, "-I", "-S", "-c", become, *command]
 

@@ -14,7 +14,7 @@ FILE_PREFIX = "file-"
 
 
 def new_batch() -> str:
-    """Ids sort by the time at which they were made."""
+    """Ids sort by the time at which they were made, to the microsecond: lists show them in this order."""
     return f"{BATCH_PREFIX}{_stamp(time.time())}{secrets.token_hex(8)}"
 
 
@@ -43,4 +43,4 @@ def result_file(batch: Batch, kind: str) -> str:
 
 
 def _stamp(now_s: float) -> str:
-    return f"{int(now_s * 1000):012x}"
+    return f"{int(now_s * 1_000_000):014x}"

@@ -19,6 +19,7 @@ import msgspec
 import psutil
 import yaml
 
+from inferflux.broker.embedded import die_with_parent
 from inferflux.config.settings import TenantSettings
 
 KEY = "test-key-with-every-scope"
@@ -158,7 +159,6 @@ def running_server(
         config[section] = config.get(section, {}) | values if isinstance(values, dict) else values
     path = folder / "server.yaml"
     path.write_text(yaml.safe_dump(config))
-    log = folder / "serve.log"
     replicas, workers = ["--api-replicas", str(num_replicas)], ["--workers", str(num_workers)]
     commands = [["serve", *replicas, *workers]]
     if nats_dir is not None:
@@ -169,7 +169,8 @@ def running_server(
     with log.open("wb") as output:
         for command in commands:
             arguments = [sys.executable, "-m", "inferflux.cli.main", *command, "--config", str(path)]
-            processes.append(subprocess.Popen(within(arguments), stdout=output, stderr=output, cwd=folder, env=environ))
+            whole = die_with_parent(within(arguments))
+            processes.append(subprocess.Popen(whole, stdout=output, stderr=output, cwd=folder, env=environ))
     server = Server(folder, processes, [f"http://127.0.0.1:{port + each}" for each in range(num_replicas)], log)
     try:
         server.wait_ready(num_workers)
