@@ -28,19 +28,25 @@ def main() -> None:
     parser.add_argument("--publisher", action="append", default=[], metavar="TENANT:CLASS[,CLASS]")
     parser.add_argument("--url", default="nats://127.0.0.1:4222", help="where the cluster is, separated by commas")
     arguments = parser.parse_args()
-    publishers = {}
-    for each in arguments.publisher:
-        tenant, colon, classes = each.rpartition(":")
-        if not colon:
-            parser.error(f"--publisher {each}: name the classes, as in {each}:default,batch")
-        publishers[tenant] = classes.split(",")
-    made = make(Path("users.conf"), publishers, arguments.url)
+    made = make(Path("users.conf"), publishers(parser, arguments.publisher), arguments.url)
     sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(made), indent=2) + b"\n")
 
 
-def make(users_conf: Path, publishers: Mapping[str, Sequence[str]], url: str) -> StoredCredentials:
-    """Write new users to a file that only its owner reads, and return their credentials with new secrets."""
-    allowed = permissions.roles(publishers)
+def publishers(parser: argparse.ArgumentParser, given: Sequence[str]) -> dict[str, Sequence[str]]:
+    """Each tenant's classes, from what --publisher was given; what names none ends the program."""
+    found: dict[str, Sequence[str]] = {}
+    for each in given:
+        tenant, colon, classes = each.rpartition(":")
+        if not colon:
+            parser.error(f"--publisher {each}: name the classes, as in {each}:default,batch")
+        found[tenant] = classes.split(",")
+    return found
+
+
+def make(users_conf: Path, classes: Mapping[str, Sequence[str]], url: str) -> StoredCredentials:
+    """Write new users, a publisher for each tenant in `classes`, to a file that only its owner reads, and return their
+    credentials with new secrets."""
+    allowed = permissions.roles(classes)
     logins = {role: Login(role, secrets.token_urlsafe(32)) for role in allowed}
     with open(os.open(users_conf, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
         file.write(accounts.accounts_file(logins, allowed))

@@ -40,12 +40,7 @@ def main() -> int:
     arguments = parser.parse_args()
     given = arguments.node or [kubernetes.node(arguments.kubernetes)]
     nodes = {name: addresses.split(",") if addresses else [] for name, _, addresses in map(_halves, given)}
-    publishers = {}
-    for each in arguments.publisher:
-        tenant, colon, classes = each.rpartition(":")
-        if not colon:
-            parser.error(f"--publisher {each}: name the classes, as in {each}:default,batch")
-        publishers[tenant] = classes.split(",")
+    publishers = make_users.publishers(parser, arguments.publisher)
     out: Path = arguments.out
     if (out / "credentials.json").exists():
         print(f"{out}/credentials.json is there already: nothing was changed", file=sys.stderr)

@@ -17,7 +17,7 @@ from harness.kubeapi import KubeApi
 from inferflux.broker.subjects import Lane, ServiceClass, consumer
 from inferflux.config import load
 
-helm = pytest.importorskip("helm_sdkpy", reason="helm-sdkpy, which needs Python 3.12, is not installed")
+helm = pytest.importorskip("helm_sdkpy", reason="helm-sdkpy is not installed")
 
 CHART = ROOT / "charts" / "inferflux"
 VALUES = {
@@ -103,7 +103,7 @@ def test_every_pod_is_locked_up_and_drains(rendered: Rendered, name: str) -> Non
         assert {"startupProbe", "livenessProbe", "readinessProbe"} <= set(container)
         secrets = {each["secretRef"]["name"] for each in container["envFrom"]}
         role = deployment["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/component"]
-        assert secrets == {"inferflux-api"} if role == "api" else {"inferflux-worker"}
+        assert secrets == {"inferflux-api" if role == "api" else "inferflux-worker"}
 
 
 def test_pools_are_apart_and_gpus_are_asked_for(rendered: Rendered) -> None:
