@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,34 +10,24 @@ from typing import Any
 
 import pytest
 import yaml
+from harness.chart import CHART, assert_valid, copy, helm, install, named
 from harness.checkout import ROOT
-from harness.kubeapi import KubeApi
 
 from inferflux.broker.subjects import Lane, ServiceClass, consumer
 from inferflux.config import load
 
-helm = pytest.importorskip("helm_sdkpy", reason="helm-sdkpy is not installed")
-
-CHART = ROOT / "charts" / "inferflux"
 VALUES = {
     "defaults": None,
     "production": ROOT / "deploy" / "values.yaml",
     **{path.stem: path for path in sorted((CHART / "ci").glob("*.yaml"))},
 }
-CUSTOM = {"keda.sh", "monitoring.coreos.com"}
 Rendered = dict[str, list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
 def chart(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The chart without its dependency, which is not ours to test and comes from the network."""
-    folder = tmp_path_factory.mktemp("chart") / "inferflux"
-    shutil.copytree(CHART, folder)
-    about = yaml.safe_load((folder / "Chart.yaml").read_text())
-    (dependency,) = about.pop("dependencies")
-    assert (dependency["name"], dependency["condition"]) == ("nats", "nats.enabled")
-    (folder / "Chart.yaml").write_text(yaml.safe_dump(about))
-    return folder
+    """The chart without its dependency, which comes from the network."""
+    return copy(tmp_path_factory.mktemp("chart"), nats=False)
 
 
 @pytest.fixture(scope="module")
@@ -47,32 +36,17 @@ def rendered(chart: Path) -> Rendered:
     return {name: asyncio.run(install(chart, values_of(name))) for name in VALUES}
 
 
-async def install(chart: Path, values: dict[str, Any]) -> list[dict[str, Any]]:
-    with KubeApi() as api:
-        configuration = helm.Configuration(namespace="prod", kubeconfig=api.kubeconfig())
-        await helm.Install(configuration).run("inferflux", str(chart), values=values, wait=False)
-        return api.created
-
-
 def values_of(name: str) -> dict[str, Any]:
     path = VALUES[name]
     return yaml.safe_load(path.read_text()) if path else {}
 
 
-def named(objects: list[dict[str, Any]], kind: str, name: str) -> dict[str, Any]:
-    (found,) = (each for each in objects if (each["kind"], each["metadata"]["name"]) == (kind, name))
-    return found
-
-
 @pytest.mark.parametrize("name", VALUES)
 def test_what_is_rendered_follows_the_schemas_of_kubernetes(rendered: Rendered, name: str) -> None:
-    validate = pytest.importorskip("kubernetes_validate")
     objects = rendered[name]
     kinds = {each["kind"] for each in objects}
     assert {"Deployment", "Service", "ConfigMap", "PodDisruptionBudget", "NetworkPolicy", "ServiceAccount"} <= kinds
-    for each in objects:
-        if each["apiVersion"].partition("/")[0] not in CUSTOM:
-            validate.validate(each, "1.33", strict=True)
+    assert_valid(objects)
 
 
 @pytest.mark.parametrize("name", VALUES)
@@ -164,14 +138,12 @@ async def test_wrong_values_are_refused(chart: Path, case: str) -> None:
 
 
 def test_prepared_secrets_are_those_that_the_chart_names(tmp_path: Path) -> None:
-    validate = pytest.importorskip("kubernetes_validate")
     script = ROOT / "deploy" / "nats" / "prepare.py"
     command = [sys.executable, script, "--kubernetes", "prod", "--out", tmp_path / "s"]
     subprocess.run(command, check=True, timeout=60)
     manifests = yaml.safe_load_all((tmp_path / "s" / "kubernetes.yaml").read_text())
     objects = {each["metadata"]["name"]: each for each in manifests}
-    for each in objects.values():
-        validate.validate(each, "1.33", strict=True)
+    assert_valid(list(objects.values()))
     defaults = yaml.safe_load((CHART / "values.yaml").read_text())
     broker, nats = defaults["broker"], defaults["nats"]
     (users,) = (each["value"]["secret"]["secretName"] for each in nats["podTemplate"]["patch"])
