@@ -122,14 +122,14 @@ class Parts:
         self.queues = Queues(broker, stamper, self.canceller)
         throttle = Throttle(broker, control.limits, self.metrics.api)
         self.gateway = Gateway(settings, served, throttle, self.dispatcher)
-        self.resumption = Resumption(broker, identity, self.gateway)
+        self.resumption = Resumption(broker, identity, self.gateway, self.canceller)
         self.model_store = ModelStore(control.store)
         self.poller = RegistryPoller(
             settings, self.model_store, identity.replica, self.presence.is_there, self.metrics.api
         )
         ModelsFollower(served, self.metrics.api).follow(control.registry, control.store)
         objects = Objects(broker.chunks(OBJECTS_FILES))
-        self.files = Files(settings.files, settings.tenants, objects)
+        self.files = Files(settings.files, control.tenants, objects)
         services = Services(
             settings=settings,
             audit=control.audit,
@@ -256,6 +256,7 @@ _V1 = [
     generation.create_completion,
     generation.create_embedding,
     streams.resume_stream,
+    streams.cancel_stream,
     models.list_models,
     models.get_model,
     *FILE_ROUTES,

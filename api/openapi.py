@@ -12,6 +12,7 @@ from .answers import ChatCompletion, Completion, EmbeddingList, ModelAnswer, Mod
 from .batches.answers import BatchAnswer, BatchList, FileAnswer, FileDeleted, FileList
 from .operation import Operation
 from .problems import Problem
+from .queues import CancelAnswer
 from .routes.batches import BatchRequest
 from .schemas import ChatRequest, CompletionRequest, EmbeddingRequest
 
@@ -57,6 +58,13 @@ OPERATIONS = (
         summary="Go on reading an answer, after the header Last-Event-ID or the query parameter last_event_id.",
         scope="generate",
         streams=True,
+    ),
+    Operation(
+        method="delete",
+        path="/v1/streams/{stream_id}",
+        summary="Cancel a request of your own, queued or running.",
+        scope="generate",
+        answer=CancelAnswer,
     ),
     Operation(
         method="post",

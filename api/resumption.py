@@ -1,4 +1,4 @@
-"""Resumption: an accepted request, read again from any replica by its id."""
+"""Resumption: an accepted request, read again from any replica by its id, or ended."""
 
 from __future__ import annotations
 
@@ -9,27 +9,56 @@ from litestar import Response
 from inferflux.broker.broker import Broker
 from inferflux.broker.errors import Code, RequestError
 from inferflux.broker.subjects import Lane, RequestKey, ServiceClass
-from inferflux.broker.wire import Head
+from inferflux.broker.wire import Head, ends, failure
+from inferflux.config.logs import get_logger
 from inferflux.registry.models import ModelEntry
 from inferflux.registry.tenants import Principal
 
+from .cancel import Canceller, Order
 from .events import ChatEvents, CompletionEvents
 from .exchange import Ticket
 from .gateway import Gateway, Watch
 from .identity import Identity
 from .mark import Mark
+from .queues import CancelAnswer
+
+log = get_logger("api")
+
+BY_CLIENT = failure(Code.CANCELLED, "the client cancelled the request")
 
 
 class Resumption:
     """Knows a request by the head on its tape, which whoever accepted it has left there."""
 
-    def __init__(self, broker: Broker, identity: Identity, gateway: Gateway) -> None:
+    def __init__(self, broker: Broker, identity: Identity, gateway: Gateway, canceller: Canceller) -> None:
         self._broker = broker
         self._identity = identity
         self._gateway = gateway
+        self._canceller = canceller
 
     async def stream(self, principal: Principal, name: str, after: Mark | None, watch: Watch) -> Response[bytes]:
         """The events behind the mark, and what comes. Raises RequestError or BrokerError."""
+        key, head = await self._find(principal, name)
+        if head.kind == "embedding":
+            raise RequestError(
+                Code.INVALID_REQUEST, "embeddings are not streamed; repeat the request under its Idempotency-Key"
+            )
+        ticket = self._ticket(key, head)
+        exchange = await self._gateway.dispatcher.resume(ticket, after.seq if after is not None else 0)
+        exchange.watch(watch)
+        kind = ChatEvents if head.kind == "chat" else CompletionEvents
+        return await self._gateway.stream(exchange, kind(ticket, include_usage=head.include_usage, after=after))
+
+    async def cancel(self, principal: Principal, name: str) -> CancelAnswer:
+        """End a request for all who read it. Raises RequestError or BrokerError."""
+        key, head = await self._find(principal, name)
+        if any(ends(entry.body) for entry in (await self._broker.read_tape(key)).frames):
+            return CancelAnswer(name, "ended")
+        await self._canceller.cancel(Order(key, head.prompt, BY_CLIENT))
+        log.info("cancelled by its client", request=key.request, owner=key.owner)
+        return CancelAnswer(name, "cancelled")
+
+    async def _find(self, principal: Principal, name: str) -> tuple[RequestKey, Head]:
         key = self._identity.key_of(name, principal.tenant.id)
         if key is None:
             raise _unknown()
@@ -40,15 +69,7 @@ class Resumption:
             )
         if not principal.may_use(head.model):
             raise _unknown()
-        if head.kind == "embedding":
-            raise RequestError(
-                Code.INVALID_REQUEST, "embeddings are not streamed; repeat the request under its Idempotency-Key"
-            )
-        ticket = self._ticket(key, head)
-        exchange = await self._gateway.dispatcher.resume(ticket, after.seq if after is not None else 0)
-        exchange.watch(watch)
-        kind = ChatEvents if head.kind == "chat" else CompletionEvents
-        return await self._gateway.stream(exchange, kind(ticket, include_usage=head.include_usage, after=after))
+        return key, head
 
     def _ticket(self, key: RequestKey, head: Head) -> Ticket:
         # A model that is no longer served here still has its stream.

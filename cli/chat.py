@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Annotated, Any
@@ -38,9 +39,12 @@ class Conversation:
         self.messages.append({"role": "user", "content": text})
         answer = ""
         try:
-            for chunk in self._client.stream("/v1/chat/completions", self._body(), resumable=resumable):
-                answer += content(chunk)
-                yield chunk
+            with contextlib.closing(
+                self._client.stream("/v1/chat/completions", self._body(), resumable=resumable)
+            ) as chunks:
+                for chunk in chunks:
+                    answer += content(chunk)
+                    yield chunk
         finally:
             if answer:
                 self.messages.append({"role": "assistant", "content": answer})
@@ -88,8 +92,9 @@ def chat(
             answer = conversation.ask_at_once(prompt)
             print_json(answer) if as_json else terminal.write(answer["choices"][0]["message"]["content"] + "\n")
             return
-        for chunk in conversation.ask(prompt):
-            print_json(chunk) if as_json else terminal.write(content(chunk))
+        with contextlib.closing(conversation.ask(prompt)) as chunks:
+            for chunk in chunks:
+                print_json(chunk) if as_json else terminal.write(content(chunk))
     if not as_json:
         terminal.write("\n")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Self
@@ -94,9 +94,11 @@ class Client:
             response = self._http.get(path)
         return response.status_code, _object(response)
 
-    def stream(self, path: str, body: Mapping[str, Any], *, resumable: bool = True) -> Iterator[dict[str, Any]]:
+    def stream(
+        self, path: str, body: Mapping[str, Any], *, resumable: bool = True
+    ) -> Generator[dict[str, Any], None, None]:
         """The chunks of a streamed answer, read on elsewhere when it breaks off. An error event, or an answer that does
-        not come to its end, raises CommandFailed. One that is not `resumable` is cancelled when it is left."""
+        not come to its end, raises CommandFailed. It is cancelled when it is left: close it to leave it at once."""
         with self._explained():
             yield from Stream(self._http, self._urls, path, body).chunks(resumable=resumable)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Annotated, Any
 
 import typer
@@ -42,11 +43,12 @@ def completion(
             answer = client.post("/v1/completions", body)
             print_json(answer) if as_json else terminal.write(answer["choices"][0]["text"] + "\n")
             return
-        for chunk in client.stream("/v1/completions", body):
-            if as_json:
-                print_json(chunk)
-            elif chunk["choices"]:
-                terminal.write(chunk["choices"][0]["text"])
+        with contextlib.closing(client.stream("/v1/completions", body)) as chunks:
+            for chunk in chunks:
+                if as_json:
+                    print_json(chunk)
+                elif chunk["choices"]:
+                    terminal.write(chunk["choices"][0]["text"])
     if not as_json:
         terminal.write("\n")
 

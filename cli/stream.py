@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ RESUME_S = 20.0
 """How long a broken answer is asked for; a server keeps it for `streams.resume_grace_s`, 30 s unless set."""
 
 PAUSE_S = 0.25
+CANCEL_S = 3.0
 _PASSING = ("draining", "broker_unavailable")
 
 
@@ -38,6 +40,14 @@ class Stream:
 
         Raises ServerRefused for an error, CommandFailed or httpx.HTTPError for an answer that does not come back.
         """
+        try:
+            yield from self._whole(resumable=resumable)
+        except (KeyboardInterrupt, GeneratorExit):
+            if resumable:
+                self._cancel()
+            raise
+
+    def _whole(self, *, resumable: bool) -> Iterator[dict[str, Any]]:
         headers = {RESUMABLE: "true"} if resumable else {}
         broken = yield from self._read("POST", self._urls[0] + self._path, headers, json=self._body)
         give_up_s = time.monotonic() + RESUME_S
@@ -54,6 +64,15 @@ class Stream:
                 give_up_s = time.monotonic() + RESUME_S
             if not self._done:
                 time.sleep(PAUSE_S)
+
+    def _cancel(self) -> None:
+        """Nobody comes back for the rest. Where no replica can be told, it ends by itself after a while."""
+        if self._request is None or self._done:
+            return
+        for url in self._urls:
+            with contextlib.suppress(httpx.HTTPError):
+                if self._http.delete(f"{url}/v1/streams/{self._request}", timeout=CANCEL_S).is_success:
+                    return
 
     def _read(
         self, method: str, url: str, headers: Mapping[str, str], **sent: Any

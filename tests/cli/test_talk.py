@@ -179,18 +179,24 @@ def test_a_terminal_is_not_steered_by_a_model(inferctl, http_server, monkeypatch
     assert terminal.getvalue() == "a]0;x\nb\n"
 
 
-def test_ctrl_c_in_a_stream_is_quiet_and_exits_with_130(http_server):
+@pytest.mark.parametrize("command", ["completion", "chat"])
+def test_ctrl_c_in_a_stream_cancels_it_is_quiet_and_exits_with_130(http_server, command):
     finish = threading.Event()
 
     def endless(asked: Asked) -> Answer:
-        def pieces():
-            yield b'data: {"choices":[{"text":"Hel"}]}\n\n'
-            finish.wait(30)
+        if asked.method == "DELETE":
+            return Answer(body={"id": "r-1", "state": "cancelled"})
 
-        return Answer(body=pieces(), headers={"Content-Type": "text/event-stream"})
+        def pieces():
+            yield b'data: {"choices":[{"text":"Hel","delta":{"content":"Hel"}}]}\n\n'
+            # A signal that comes just before a read is noticed after it: so there is always something to read.
+            while not finish.wait(0.05):
+                yield b": ping\n\n"
+
+        return Answer(body=pieces(), headers={"Content-Type": "text/event-stream", "x-request-id": "r-1"})
 
     server = http_server(endless)
-    command = [sys.executable, "-m", "inferflux.cli.main", "completion", "--prompt", "Hi", "--model", "m", "--stream"]
+    command = [sys.executable, "-m", "inferflux.cli.main", command, "--prompt", "Hi", "--model", "m", "--stream"]
     with subprocess.Popen(
         [*command, "--url", server.url], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as child:
@@ -198,11 +204,12 @@ def test_ctrl_c_in_a_stream_is_quiet_and_exits_with_130(http_server):
             assert child.stdout is not None
             assert child.stdout.read(3) == "Hel"
             child.send_signal(signal.SIGINT)
-            _, err = child.communicate(timeout=20)
+            _, err = child.communicate(timeout=60)
         finally:
             child.kill()
             finish.set()
     assert (child.returncode, err) == (130, "")
+    assert [(each.method, each.path) for each in server.asked[1:]] == [("DELETE", "/v1/streams/r-1")]
 
 
 BEAT = {
