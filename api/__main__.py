@@ -29,6 +29,7 @@ from inferflux.registry.sealing import open_store
 from inferflux.registry.tenants import Tenants
 
 from .app import create_app
+from .connection import BoundedProtocol
 from .dispatch import Dispatcher
 
 log = logs.get_logger("api")
@@ -129,7 +130,7 @@ def _uvicorn(app: Litestar, server: ServerSettings) -> uvicorn.Config:
         port=server.port,
         ssl_certfile=server.tls_cert,
         ssl_keyfile=server.tls_key,
-        http="httptools",
+        http=BoundedProtocol,
         ws="none",
         lifespan="on",
         log_config=None,
