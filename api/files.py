@@ -13,7 +13,8 @@ from inferflux.broker.objects import Objects, ObjectWriter
 from inferflux.broker.subjects import object_name, parse_object_name
 from inferflux.broker.wire import ObjectInfo
 from inferflux.config.logs import get_logger
-from inferflux.config.settings import FileSettings, TenantSettings
+from inferflux.config.settings import FileSettings
+from inferflux.registry.tenants import Tenants
 
 log = get_logger("api.files")
 
@@ -50,20 +51,18 @@ class StoredFile(msgspec.Struct, frozen=True, kw_only=True):
 class Files:
     """Every tenant's. Each call may raise BrokerError."""
 
-    def __init__(self, settings: FileSettings, tenants: tuple[TenantSettings, ...], objects: Objects) -> None:
+    def __init__(self, settings: FileSettings, tenants: Tenants, objects: Objects) -> None:
         self.max_bytes = settings.max_bytes
         self.objects = objects
         self._settings = settings
-        self._tenants = {tenant.id: tenant for tenant in tenants}
+        self._tenants = tenants
 
     def retention_s(self, tenant: str) -> float:
         """How long a file of this tenant is kept unless it says otherwise."""
-        own = self._tenants.get(tenant)
-        return own.file_retention_s if own is not None and own.file_retention_s else self._settings.retention_s
+        return self._tenants.tenant(tenant).file_retention_s or self._settings.retention_s
 
     def quota_bytes(self, tenant: str) -> int:
-        own = self._tenants.get(tenant)
-        return own.file_quota_bytes if own is not None and own.file_quota_bytes else self._settings.quota_bytes
+        return self._tenants.tenant(tenant).file_quota_bytes or self._settings.quota_bytes
 
     async def begin(self, tenant: str, ident: str) -> Draft:
         """A file to be written. Raises RequestError where the tenant has no room at all."""

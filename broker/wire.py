@@ -478,6 +478,8 @@ class TenantRecord(Wire, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_running: Annotated[int, Meta(ge=1)] | None = None
     cache_group: str | None = None
     publish: bool | None = None
+    file_quota_bytes: Annotated[int, Meta(ge=1)] | None = None
+    file_retention_s: Annotated[float, Meta(ge=1)] | None = None
 
 
 class LineProblem(Wire, frozen=True, kw_only=True):

@@ -30,6 +30,8 @@ def tenants(
     max_running: Annotated[Value, typer.Option("--max-running", help="Prompts at work at the same time.")] = None,
     cache_group: Annotated[Value, typer.Option("--cache-group", help="With whom it shares cached prefixes.")] = None,
     publish: Annotated[Value, typer.Option("--publish", help="true or false: NATS credentials of its own.")] = None,
+    file_quota_bytes: Annotated[Value, typer.Option("--file-quota-bytes", help="Bytes of its files together.")] = None,
+    file_retention_s: Annotated[Value, typer.Option("--file-retention-s", help="Seconds that they are kept.")] = None,
     nats_config: Annotated[
         bool, typer.Option("--nats-config", help="Print accounts, users and permissions for nats-server.")
     ] = False,
@@ -49,6 +51,8 @@ def tenants(
         "max_running": max_running,
         "cache_group": cache_group,
         "publish": publish,
+        "file_quota_bytes": file_quota_bytes,
+        "file_retention_s": file_retention_s,
     }
     changes = {name: _value(name, text) for name, text in given.items() if text}
     if sum((list_, set_ is not None, delete is not None, nats_config)) > 1:
@@ -94,9 +98,9 @@ def _value(name: str, text: Any) -> Any:
         return None
     try:
         match name:
-            case "weight":
+            case "weight" | "file_retention_s":
                 return float(text)
-            case "max_queued" | "max_running":
+            case "max_queued" | "max_running" | "file_quota_bytes":
                 return int(text)
             case "publish":
                 return {"true": True, "false": False}[text]
@@ -112,7 +116,8 @@ def _show(known: list[dict[str, Any]], as_json: bool) -> None:
         return
     from rich.table import Table
 
-    table = Table("tenant", "weight", "classes", "queued", "running", "cache group", "publishes", "changed", box=None)
+    names = ("tenant", "weight", "classes", "queued", "running", "cache group", "publishes", "file bytes", "changed")
+    table = Table(*names, box=None)
     for each in known:
         table.add_row(
             cell(each["id"]),
@@ -122,6 +127,7 @@ def _show(known: list[dict[str, Any]], as_json: bool) -> None:
             str(each["max_running"] or ""),
             cell(each["cache_group"] or ""),
             "yes" if each["publish"] else "",
+            str(each["file_quota_bytes"] or ""),
             ", ".join(each["changed"]),
         )
     table_console().print(table)

@@ -16,7 +16,8 @@ from inferflux.config.settings import KeySettings, QueueSettings, Scope, Setting
 
 
 class Tenant(msgspec.Struct, frozen=True, kw_only=True):
-    """A tenant's weight in the fair share, the classes it may use, and its bounds (None: only the stream's own)."""
+    """A tenant's weight in the fair share, the classes it may use, and its bounds (None: only the stream's own, or
+    those of all files)."""
 
     id: str
     weight: float = 1.0
@@ -25,6 +26,8 @@ class Tenant(msgspec.Struct, frozen=True, kw_only=True):
     max_running: int | None = None
     cache_group: str | None = None
     publish: bool = False
+    file_quota_bytes: int | None = None
+    file_retention_s: float | None = None
 
     @property
     def salt(self) -> str:
@@ -188,6 +191,8 @@ def _tenant(entry: TenantSettings, where: str) -> Tenant:
         max_running=entry.max_running,
         cache_group=entry.cache_group,
         publish=entry.publish,
+        file_quota_bytes=entry.file_quota_bytes,
+        file_retention_s=entry.file_retention_s,
     )
 
 

@@ -32,6 +32,8 @@ class TenantRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_running: Bound | UnsetType | None = UNSET
     cache_group: TenantName | UnsetType | None = UNSET
     publish: bool | UnsetType | None = UNSET
+    file_quota_bytes: Annotated[int, Meta(ge=1, le=2**53)] | UnsetType | None = UNSET
+    file_retention_s: Annotated[float, Meta(ge=1, le=1e9)] | UnsetType | None = UNSET
 
 
 class TenantAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +46,8 @@ class TenantAnswer(msgspec.Struct, frozen=True, kw_only=True):
     max_running: int | None
     cache_group: str | None
     publish: bool
+    file_quota_bytes: int | None
+    file_retention_s: float | None
     changed: tuple[str, ...]
     origin: Literal["settings", "created"]
     dry_run: bool = False
@@ -115,6 +119,8 @@ def _answer(tenants: Tenants, name: str, record: TenantRecord | None) -> TenantA
         max_running=tenant.max_running,
         cache_group=tenant.cache_group,
         publish=tenant.publish,
+        file_quota_bytes=tenant.file_quota_bytes,
+        file_retention_s=tenant.file_retention_s,
         changed=tuple(field for field, value in said.items() if field != "id" and value is not None),
         origin="created" if tenants.configured(name) is None else "settings",
     )

@@ -42,6 +42,8 @@ TENANT = {
     "max_running": 3,
     "cache_group": None,
     "publish": True,
+    "file_quota_bytes": 10_000,
+    "file_retention_s": None,
     "changed": ["weight"],
     "origin": "created",
     "dry_run": False,
@@ -92,8 +94,10 @@ def test_keys_are_listed_and_revoked(inferctl: Any, scripted: Scripted) -> None:
 def test_tenants_are_shown_changed_and_given_back(inferctl: Any, scripted: Scripted) -> None:
     assert "a.b c" in inferctl("admin", "tenants").out
     options = ["--weight", "default", "--class", "batch", "--max-running", "3", "--publish", "true", "--dry-run"]
+    options += ["--file-quota-bytes", "5000", "--file-retention-s", "default"]
     assert "nothing was changed" in inferctl("admin", "tenants", "--set", "x/y", *options).err
     body = {"weight": None, "classes": ["batch"], "max_running": 3, "publish": True}
+    body |= {"file_quota_bytes": 5000, "file_retention_s": None}
     assert scripted.calls[-1] == ("PUT", "/v1/admin/tenants/x%2Fy?dry_run=true", body)
     assert inferctl("admin", "tenants", "--delete", "x").status == 0
     assert scripted.calls[-1][0] == "DELETE"
@@ -109,6 +113,7 @@ def test_tenants_are_shown_changed_and_given_back(inferctl: Any, scripted: Scrip
         ("tenants --weight 2", "--set TENANT"),
         ("tenants --set a --weight x", "--weight"),
         ("tenants --set a --publish maybe", "true or false"),
+        ("tenants --set a --file-quota-bytes 1GB", "--file-quota-bytes"),
         ("tenants --list --delete a", "one of"),
         ("tenants --nats-config", "--credentials"),
     ],
@@ -163,7 +168,7 @@ async def test_a_nats_server_reads_it_and_confines_the_tenant(nats_server: tuple
     for subject in ("inferflux.infer.m.default.acme", "inferflux.cancel.t-acme.x", "inferflux.infer.m.batch.a=2Eb=20c"):
         await client.publish(subject, b"{}")
     await client.publish("last", b"")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         refused = [await violations.get() for _ in range(3)]
     assert [text.rpartition(" ")[2].strip('"') for text in refused] == [
         "inferflux.infer.m.default.acme",

@@ -104,7 +104,7 @@ async def test_a_client_that_hangs_up_leaves_nothing(api: Any) -> None:
     headers = {"authorization": f"Bearer {KEY}", "content-type": f"multipart/form-data; boundary={BOUNDARY}"}
     body = form(("purpose", b"batch"), ("file", b"x" * 2 * CHUNK_BYTES), end=False)
     call = Call(api.app, "POST", "/v1/files", body, headers, whole=False)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not await num_objects(api):
             await asyncio.sleep(0.01)
     call.hang_up()
@@ -157,6 +157,25 @@ async def test_the_bounds_of_size_and_quota(apis: Any) -> None:
     assert (over["status_code"], over["error"]["code"]) == (403, "quota_exceeded")
     assert await num_objects(api) == 2
     assert (await client.upload(b"x" * 300_000, key="key-bounded"))["status_code"] == 200
+
+
+async def test_a_tenants_own_quota_changes_while_it_runs(client: BatchClient, api: Any) -> None:
+    path = "/v1/admin/tenants/acme"
+    wanted = {"file_quota_bytes": 100, "file_retention_s": 3600}
+    answer = (await api.client.put(path, json=wanted)).json()
+    assert {name: answer[name] for name in wanted} == wanted
+    async with asyncio.timeout(30):
+        while api.parts.control.tenants.tenant("acme").file_quota_bytes != 100:
+            await asyncio.sleep(0.005)
+    file = await client.upload(b"x" * 60)
+    assert file["expires_at"] - file["created_at"] == 3600
+    over = await client.upload(b"x" * 60)
+    assert (over["status_code"], over["error"]["code"]) == (403, "quota_exceeded")
+    assert (await client.upload(b"x" * 60, key="key-bounded"))["status_code"] == 200
+    await api.client.delete(path)
+    async with asyncio.timeout(30):
+        while (await client.upload(b"x" * 60))["status_code"] != 200:
+            await asyncio.sleep(0.005)
 
 
 async def test_two_uploads_at_once_stay_within_the_quota(apis: Any) -> None:
