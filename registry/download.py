@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import ipaddress
 import os
 import re
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,7 @@ from inferflux.config.errors import InferFluxError
 CHUNK = 1024 * 1024
 GGUF_MAGIC = b"GGUF"
 
+MAX_REDIRECTS = 5
 MODEL_HUB = "https://huggingface.co"
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -37,12 +40,20 @@ class Download:
     `sha256` is checked when given. Hubs that name a file's digest in `X-Linked-ETag` are held to it.
     """
 
-    def __init__(self, target: Path, *, sha256: str | None = None, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        target: Path,
+        *,
+        sha256: str | None = None,
+        progress: Progress | None = None,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
         if sha256 is not None and not _SHA256.fullmatch(sha256.lower()):
             raise DownloadFailed(f"{sha256!r} is no SHA-256 digest: it has 64 hex digits")
         self.target = target
         self._sha256 = sha256.lower() if sha256 else None
         self._progress = progress or (lambda done, total: None)
+        self._transport = transport
         self._part = target.with_name(target.name + ".part")
         self._tag = target.with_name(target.name + ".part.etag")
 
@@ -63,7 +74,7 @@ class Download:
         """Fetch over HTTP, going on where an earlier try stopped. Returns the file's SHA-256."""
         try:
             self._part.parent.mkdir(parents=True, exist_ok=True)
-            with httpx.Client(follow_redirects=True, timeout=httpx.Timeout(60.0, connect=15.0)) as http:
+            with httpx.Client(timeout=httpx.Timeout(60.0, connect=15.0), transport=self._transport) as http:
                 self._fetch(http, url)
         except httpx.HTTPError as error:
             raise DownloadFailed(f"{url}: {error or type(error).__name__}; run the command again to go on") from None
@@ -79,7 +90,7 @@ class Download:
         headers = {"Accept-Encoding": "identity"}
         if have and tag:
             headers |= {"Range": f"bytes={have}-", "If-Range": tag}
-        with http.stream("GET", url, headers=headers) as response:
+        with self._answer(http, url, headers) as response:
             if response.status_code == 416 and _range_total(response) == have:
                 return
             if response.status_code == 416:
@@ -89,11 +100,24 @@ class Download:
             resumed = response.status_code == 206 and response.headers.get("Content-Range", "").startswith(
                 f"bytes {have}-"
             )
-            self._linked_digest(response)
             etag = response.headers.get("ETag", "")
             # A weak validator must not be used with If-Range (RFC 9110, section 13.1.5).
             self._tag.write_text("" if etag.startswith("W/") else etag)
             self._write(response.iter_bytes(), have if resumed else 0, response)
+
+    @contextmanager
+    def _answer(self, http: httpx.Client, url: str, headers: dict[str, str]) -> Iterator[httpx.Response]:
+        """What answers where the URL leads in the end."""
+        at = first = httpx.URL(url)
+        for _ in range(MAX_REDIRECTS + 1):
+            with http.stream("GET", at, headers=headers) as response:
+                self._linked_digest(response)
+                if not response.has_redirect_location:
+                    yield response
+                    return
+                at = at.join(response.headers["location"])
+            check_redirect(first, at)
+        raise DownloadFailed(f"{url} leads from one address to the next, {MAX_REDIRECTS} times and more")
 
     def _write(self, chunks: Iterator[bytes], start: int, response: httpx.Response) -> None:
         length = response.headers.get("Content-Length")
@@ -107,10 +131,9 @@ class Download:
                 self._progress(part.tell(), total)
 
     def _linked_digest(self, response: httpx.Response) -> None:
-        for each in (*response.history, response):
-            linked = each.headers.get("X-Linked-ETag", "").strip('"')
-            if self._sha256 is None and _SHA256.fullmatch(linked):
-                self._sha256 = linked
+        linked = response.headers.get("X-Linked-ETag", "").strip('"')
+        if self._sha256 is None and _SHA256.fullmatch(linked):
+            self._sha256 = linked
 
     def _check_room(self, total: int | None, start: int) -> None:
         free = shutil.disk_usage(self._part.parent).free
@@ -142,6 +165,25 @@ class Download:
     def _forget(self) -> None:
         self._part.unlink(missing_ok=True)
         self._tag.unlink(missing_ok=True)
+
+
+def check_redirect(first: httpx.URL, to: httpx.URL) -> None:
+    """What was asked for is the operator's choice, where it leads is not: an address of the Internet may lead to no
+    internal one, and https to nothing else. Raises DownloadFailed."""
+    if to.scheme not in ("http", "https") or first.scheme == "https" != to.scheme:
+        raise DownloadFailed(f"{first} leads to {to}, which is no {first.scheme} URL: it is not followed")
+    if is_internal(to.host) and not is_internal(first.host):
+        raise DownloadFailed(f"{first} leads to {to}, which is an internal address: it is not followed")
+
+
+def is_internal(host: str) -> bool:
+    """Whether a host is, or has, an address that is not reached from everywhere."""
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError:
+        # Only a proxy can know it.
+        return False
+    return any(not ipaddress.ip_address(address[0].partition("%")[0]).is_global for *_, address in found)
 
 
 def url_of(source: str) -> str | None:
