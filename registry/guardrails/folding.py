@@ -45,8 +45,11 @@ WORD = re.compile(rf"(?:[^\W_{_UNSPACED}]+|[{_INDIC}]+)+")
 """A word of a script that separates words."""
 
 _PLAIN_WORD = re.compile(r"[^\W_]+", re.ASCII)
-_FOREIGN = re.compile(r"([^\x00-\x7f]+)")
 _JOINED = re.compile(rf"(?:[^\W_{_UNSPACED}]|[{_INDIC}]){{2}}|.[\u1160-\u11ff\u3099\u309a]", re.DOTALL)
+
+
+MAX_KEPT = 32
+"""Characters of a word that is remembered, at most."""
 
 
 class _Table(dict[int, str]):
@@ -66,9 +69,8 @@ class Folded:
     def __init__(self, text: str) -> None:
         folded = _translated(text)
         self.source = text
-        self._plain = "  " not in folded and text.isascii() and len(folded) == len(text)
-        self._starts: Sequence[int] | None = range(len(text) + 1) if self._plain else None
-        self.text = folded if self._plain else " ".join(_runs(folded))
+        self.text = " ".join(_runs(folded)) if "  " in folded else folded
+        self._starts: Sequence[int] | None = None
 
     @property
     def starts(self) -> Sequence[int]:
@@ -77,7 +79,9 @@ class Folded:
             self._starts = self._locate()
         return self._starts
 
-    def _locate(self) -> list[int]:
+    def _locate(self) -> Sequence[int]:
+        if len(self.text) == len(self.source) and (self.source.isascii() or _keeps_places(self.source)):
+            return range(len(self.source) + 1)
         starts: list[int] = []
         spaced = False
         for index, char in enumerate(self.source):
@@ -120,15 +124,22 @@ def _translated(text: str) -> str:
     # `translate` is fast for ASCII only, and words come again.
     if text.isascii():
         return text.translate(_table)
-    parts = _FOREIGN.split(text)
-    parts[::2] = [part.translate(_table) for part in parts[::2]]
-    parts[1::2] = [_word(part) if len(part) < 32 else part.translate(_table) for part in parts[1::2]]
-    return "".join(parts)
+    return " ".join([_word(part) if len(part) < MAX_KEPT else part.translate(_table) for part in text.split(" ")])
 
 
 @lru_cache(maxsize=16384)
 def _word(text: str) -> str:
     return text.translate(_table)
+
+
+def _keeps_places(text: str) -> bool:
+    """Whether each character becomes exactly one, as far as that is soon said."""
+    return all(len(part) < MAX_KEPT and _keeps_place(part) for part in text.split(" "))
+
+
+@lru_cache(maxsize=16384)
+def _keeps_place(text: str) -> bool:
+    return all(len(_table[ord(char)]) == 1 for char in text)
 
 
 def _fold(char: str) -> str:
