@@ -29,6 +29,7 @@ R = TypeVar("R", bound=msgspec.Struct)
 
 STUB = "stub"
 JSON_TYPES = ("", "application/json")
+PLAIN = ("", "identity")
 
 
 class Gateway:
@@ -47,6 +48,11 @@ class Gateway:
         if content_type not in JSON_TYPES:
             raise RequestError(
                 Code.UNSUPPORTED_MEDIA_TYPE, f"send the body as application/json, not {content_type[:100]}"
+            )
+        encoding = request.headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in PLAIN:
+            raise RequestError(
+                Code.UNSUPPORTED_MEDIA_TYPE, f"send the body as it is, without Content-Encoding: {encoding[:100]}"
             )
         return parameters.read(await request.body(), request_type)
 

@@ -12,12 +12,16 @@ from litestar.types import ExceptionHandlersMap
 
 from inferflux.broker.errors import (
     HTTP_ERRORS,
+    BrokerError,
     BrokerUnavailable,
+    ClaimLost,
     Code,
     HttpError,
     MessageTooLarge,
+    ObjectDamaged,
     QueueFull,
     RequestError,
+    RevisionConflict,
     StoreFull,
     TapeFull,
     TooManyLanes,
@@ -80,6 +84,12 @@ def to_failure(error: Exception) -> Failure:
             return Failure(code=Code.STORAGE_FULL.value, message="the server has no room for files; tell its operator")
         case BrokerUnavailable():
             return _overload(Code.BROKER_UNAVAILABLE, "the message broker cannot be reached; try again shortly")
+        case RevisionConflict() | ClaimLost():
+            return Failure(
+                code=Code.CONFLICT.value, message="somebody else changed this at the same moment; look, and try again"
+            )
+        case BrokerError() if not isinstance(error, ObjectDamaged):
+            return _overload(Code.BROKER_UNAVAILABLE, "the message broker refused this; the server's log says why")
         case _:
             return Failure(code=Code.INTERNAL_ERROR.value, message="the server failed to handle this request")
 
@@ -135,6 +145,8 @@ def _on_error(request: Request[Any, Any, Any], error: Exception) -> Response[byt
     if isinstance(error, FailureError):
         return respond(error.failure)
     failure = to_failure(error)
+    if isinstance(error, BrokerError):
+        log.warning("request failed at the broker", reason=str(error), method=request.method, path=request.url.path)
     if failure.code == Code.INTERNAL_ERROR:
         log.error("request crashed", error=error, method=request.method, path=request.url.path)
     return respond(failure)

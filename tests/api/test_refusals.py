@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 from typing import Any, NamedTuple
 
 import msgspec
 import pytest
 from harness.scripted_worker import failing
 
-from inferflux.broker.errors import Code
+from inferflux.broker.errors import BrokerError, BrokerUnavailable, ClaimLost, Code, RevisionConflict
 from inferflux.config.settings import AuthSettings, Settings
 
 CHAT = "/v1/chat/completions"
@@ -207,6 +208,15 @@ async def test_server_without_keys_says_how_to_get_one(apis: Any) -> None:
     assert "auth.api_keys" in response.json()["error"]["message"]
 
 
+async def test_a_compressed_body_is_refused_as_one(api: Any) -> None:
+    content = gzip.compress(msgspec.json.encode({"messages": HI}))
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    response = await api.client.post(CHAT, content=content, headers=headers)
+
+    assert (response.status_code, response.json()["error"]["code"]) == (415, "unsupported_media_type")
+    assert "gzip" in response.json()["error"]["message"]
+
+
 async def test_crash_is_a_plain_500(api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async def crash(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError("secret detail")
@@ -217,3 +227,25 @@ async def test_crash_is_a_plain_500(api: Any, monkeypatch: pytest.MonkeyPatch) -
     assert response.status_code == 500
     assert response.json()["error"]["code"] == "internal_error"
     assert "secret" not in response.text
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (RevisionConflict("registry: models has changed"), 409, "conflict"),
+        (ClaimLost("another claim"), 409, "conflict"),
+        (BrokerUnavailable("no answer"), 503, "broker_unavailable"),
+        (BrokerError("registry: models cannot be written: maximum bytes exceeded"), 503, "broker_unavailable"),
+    ],
+)
+async def test_what_the_broker_does_not_do_is_no_crash(
+    api: Any, monkeypatch: pytest.MonkeyPatch, error: BrokerError, status: int, code: str
+) -> None:
+    async def refuse(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(api.parts.model_store, "read", refuse)
+    response = await api.client.get("/v1/admin/models")
+
+    assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+    assert ("retry-after" in response.headers) is (status == 503)
