@@ -12,21 +12,11 @@ from inferflux.broker.subjects import BUCKET_POLICY, BUCKET_TENANTS, KEY_FAIRNES
 from inferflux.registry.archive import Item, export, pack, restore, unpack
 from inferflux.registry.fairness import FairnessStore
 from inferflux.registry.identities import TenantRecords
-from inferflux.registry.passphrase import WrongPassphrase, wrap
+from inferflux.registry.passphrase import WrongPassphrase
 from inferflux.registry.sealing import open_store, open_vault, verify
 from inferflux.registry.store import PolicyStore
 
 WORDS = "correct horse battery"
-
-
-@pytest.fixture(autouse=True)
-def _cheap_guesses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(wrap.__kwdefaults__, "cost", 2)
-
-
-@pytest.fixture
-def broker() -> MemoryBroker:
-    return MemoryBroker(MemoryHub())
 
 
 async def filled(broker: MemoryBroker, words: str | None = WORDS) -> PolicyStore:

@@ -9,7 +9,7 @@ import pytest
 
 from inferflux.broker.broker import Entry
 from inferflux.broker.errors import ConfigError
-from inferflux.broker.memory import MemoryBroker, MemoryHub
+from inferflux.broker.memory import MemoryBroker
 from inferflux.broker.subjects import BUCKET_POLICY, BUCKET_TENANTS, KEY_FAIRNESS, KEY_MANIFEST
 from inferflux.broker.wire import Fairness
 from inferflux.registry import passphrase
@@ -22,16 +22,6 @@ from inferflux.registry.vault import Vault
 
 WORDS = "correct horse battery"
 BUCKETS = (BUCKET_POLICY, BUCKET_TENANTS)
-
-
-@pytest.fixture(autouse=True)
-def _cheap_guesses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(wrap.__kwdefaults__, "cost", 2)
-
-
-@pytest.fixture
-def broker() -> MemoryBroker:
-    return MemoryBroker(MemoryHub())
 
 
 async def sealed(broker: MemoryBroker, words: str = WORDS) -> PolicyStore:
@@ -124,7 +114,7 @@ class TestSealing:
         waiting = asyncio.create_task(open_store(broker, WORDS, may_create=False))
         await asyncio.sleep(0)
         await weigh(await sealed(broker), 3.0)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             assert (await FairnessStore(await waiting).read()).weights == {"acme": 3.0}
 
     async def test_races_lose_nothing(self, broker: MemoryBroker) -> None:
@@ -268,7 +258,7 @@ class TestTampering:
         follower.follow(fairness_document(store), heard.put_nowait)
         running = asyncio.create_task(follower.run())
         try:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 await weigh(store, 4.0)
                 assert (await heard.get()).weights == {"acme": 4.0}
                 good = await raw(broker, BUCKET_POLICY, KEY_FAIRNESS)
