@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Generic, Literal, Protocol, Self, TypeVar
 
 import msgspec
 
 from inferflux.broker.wire import Batch, LineProblem
 
 from ..files import StoredFile
+
+
+class Named(Protocol):
+    """What has an id."""
+
+    @property
+    def id(self) -> str: ...
+
+
+T = TypeVar("T", bound=Named)
 
 
 class FileAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,14 +46,23 @@ class FileAnswer(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class FileList(msgspec.Struct, frozen=True, kw_only=True):
-    """Answer of GET /v1/files."""
+class ListAnswer(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
+    """A part of a list."""
 
     object: Literal["list"] = "list"
-    data: list[FileAnswer]
+    data: list[T]
     first_id: str | None
     last_id: str | None
     has_more: bool
+
+    @classmethod
+    def of(cls, data: list[T], *, has_more: bool) -> Self:
+        first, last = (data[0].id, data[-1].id) if data else (None, None)
+        return cls(data=data, first_id=first, last_id=last, has_more=has_more)
+
+
+class FileList(ListAnswer[FileAnswer], frozen=True, kw_only=True):
+    """Answer of GET /v1/files."""
 
 
 class FileDeleted(msgspec.Struct, frozen=True, kw_only=True):
@@ -168,14 +187,8 @@ class BatchAnswer(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class BatchList(msgspec.Struct, frozen=True, kw_only=True):
+class BatchList(ListAnswer[BatchAnswer], frozen=True, kw_only=True):
     """Answer of GET /v1/batches."""
-
-    object: Literal["list"] = "list"
-    data: list[BatchAnswer]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
 
 
 def _whole(time_s: float | None) -> int | None:

@@ -14,6 +14,7 @@ from inferflux.broker.subjects import ServiceClass
 from inferflux.broker.wire import Batch
 from inferflux.registry.tenants import Principal, Tenant
 
+from ..paging import behind
 from .agenda import Agenda
 from .identity import new_batch
 from .records import OVER
@@ -137,10 +138,7 @@ class Batches:
     async def page(self, tenant: str, after: str | None, limit: int) -> tuple[list[Batch], bool]:
         """The tenant's batches from the newest on, and whether there are more. Raises RequestError."""
         ids = (await self._services.records.ids(tenant))[::-1]
-        if after is not None:
-            if after not in ids:
-                raise RequestError(Code.NOT_FOUND, f"'after': there is no batch {after[:200]!r}", param="after")
-            ids = ids[ids.index(after) + 1 :]
+        ids = ids[behind(ids, after, "batch") :]
         found: list[Batch] = []
         for ident in ids[:limit]:
             kept = await self._services.records.get(tenant, ident)

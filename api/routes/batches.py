@@ -13,8 +13,8 @@ from ..auth import principal_of
 from ..batches.answers import BatchAnswer, BatchList
 from ..batches.batches import Batches, checked_metadata
 from ..gateway import Gateway
+from ..paging import page_query
 from .files import expires_after, respond
-from .paging import page_query
 
 MAX_PAGE, PAGE = 100, 20
 
@@ -59,9 +59,7 @@ async def list_batches(request: Request[Any, Any, Any], batches: NamedDependency
     """The tenant's batches, newest first."""
     query = page_query(request.query_params, MAX_PAGE, PAGE)
     page, has_more = await batches.page(principal_of(request).tenant.id, query.after, query.limit)
-    answers = [BatchAnswer.of(batch) for batch in page]
-    first, last = (answers[0].id, answers[-1].id) if answers else (None, None)
-    return respond(BatchList(data=answers, first_id=first, last_id=last, has_more=has_more))
+    return respond(BatchList.of([BatchAnswer.of(batch) for batch in page], has_more=has_more))
 
 
 @get("/batches/{batch_id:str}", opt={"scope": "generate"})

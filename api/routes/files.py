@@ -21,10 +21,10 @@ from ..batches.answers import FileAnswer, FileDeleted, FileList
 from ..batches.batches import BATCH_FILE, Batches
 from ..batches.identity import new_file
 from ..exchange import GONE
-from ..files import Files, StoredFile
+from ..files import Files
+from ..paging import behind, order, page_query
 from ..problems import respond as respond_problem
 from ..upload import Upload
-from .paging import PageQuery, order, page_query
 
 MAX_PAGE = 10_000
 MIN_RETENTION_S, MAX_RETENTION_S = 3600, 30 * 24 * 3600
@@ -66,10 +66,10 @@ async def list_files(request: Request[Any, Any, Any], files: NamedDependency[Fil
     found = await files.all(principal_of(request).tenant.id)
     if order(request.query_params) == "desc":
         found.reverse()
-    page, has_more = _page([file for file in found if purpose in (None, file.purpose)], query)
-    answers = [FileAnswer.of(file) for file in page]
-    first, last = (answers[0].id, answers[-1].id) if answers else (None, None)
-    return respond(FileList(data=answers, first_id=first, last_id=last, has_more=has_more))
+    found = [file for file in found if purpose in (None, file.purpose)]
+    found = found[behind([file.id for file in found], query.after, "file") :]
+    answers = [FileAnswer.of(file) for file in found[: query.limit]]
+    return respond(FileList.of(answers, has_more=len(found) > query.limit))
 
 
 @get("/files/{file_id:str}", opt={"scope": "generate"})
@@ -139,15 +139,6 @@ def expires_after(anchor: object, seconds: object) -> float | None:
 
 def respond(answer: msgspec.Struct, headers: Mapping[str, str] | None = None) -> Response[bytes]:
     return Response(msgspec.json.encode(answer), media_type="application/json", headers=dict(headers or {}))
-
-
-def _page(found: list[StoredFile], query: PageQuery) -> tuple[list[StoredFile], bool]:
-    if query.after is not None:
-        ids = [file.id for file in found]
-        if query.after not in ids:
-            raise RequestError(Code.NOT_FOUND, f"'after': there is no file {query.after[:200]!r}", param="after")
-        found = found[ids.index(query.after) + 1 :]
-    return found[: query.limit], len(found) > query.limit
 
 
 FILE_ROUTES = [list_files, get_file, get_file_content, delete_file]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from inferflux.broker.errors import Code, RequestError
@@ -32,3 +32,12 @@ def order(params: Mapping[str, str]) -> str:
     if text not in ("asc", "desc"):
         raise RequestError(Code.INVALID_REQUEST, "'order': must be 'asc' or 'desc'", param="order")
     return text
+
+
+def behind(ids: Sequence[str], after: str | None, kind: str) -> int:
+    """Where in a list of things of a kind the page after one of them begins. Raises RequestError."""
+    if after is None:
+        return 0
+    if after not in ids:
+        raise RequestError(Code.NOT_FOUND, f"'after': there is no {kind} {after[:200]!r}", param="after")
+    return ids.index(after) + 1
