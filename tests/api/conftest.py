@@ -83,7 +83,7 @@ class Api:
 
     async def until_running(self, number: int = 1) -> Turn:
         """The newest of so many turns, once it is claimed."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while len(self.worker.turns) < number or not self.worker.turns[-1].attempt:
                 await asyncio.sleep(0.005)
         return self.worker.turns[-1]

@@ -105,7 +105,7 @@ async def test_a_log_that_cannot_be_written_refuses_only_where_it_is_required(
 ) -> None:
     audited = await start(apis, tmp_path, audit_required=required)
     api, audit = audited.api, audited.api.parts.control.audit
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while audit.head is None:
             await asyncio.sleep(0.005)
     audit.broken = True

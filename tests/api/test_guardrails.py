@@ -36,7 +36,7 @@ def blocks(api: Any, guardrail: str, action: str) -> float:
 
 
 async def until(api: Any, revision: int) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while api.parts.control.guard.policy.revision != revision:
             await asyncio.sleep(0.005)
 

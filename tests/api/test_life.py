@@ -100,6 +100,6 @@ async def test_presence_goes_on_after_a_bug(apis: Any, monkeypatch: pytest.Monke
 
 
 async def _until(condition: Any) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.005)

@@ -74,7 +74,7 @@ class TestQueue:
     async def test_running_request_is_cancelled(self, api: Any) -> None:
         api.worker.script = silent
         waiting = asyncio.create_task(api.chat())
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not api.worker.turns or not api.worker.turns[0].attempt:
                 await asyncio.sleep(0.01)
 

@@ -66,7 +66,7 @@ async def test_metrics_show_requests_queues_and_workers(api: Any) -> None:
     await api.client.get("/anything/a/stranger/asks")
     api.worker.script = silent
     waiting = asyncio.create_task(api.chat())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while len(api.worker.turns) < 3:
             await asyncio.sleep(0.01)
 
@@ -89,7 +89,7 @@ async def test_metrics_show_requests_queues_and_workers(api: Any) -> None:
 async def test_worker_that_left_leaves_the_metrics(api: Any) -> None:
     await api.client.get("/metrics")
     await api.worker.leave()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while api.parts.follower.fleet.workers():
             await asyncio.sleep(0.01)
 
@@ -99,7 +99,7 @@ async def test_worker_that_left_leaves_the_metrics(api: Any) -> None:
 async def test_admin_shows_everything_that_status_prints(api: Any) -> None:
     api.worker.script = silent
     waiting = asyncio.create_task(api.chat())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not api.worker.turns:
             await asyncio.sleep(0.01)
 

@@ -35,7 +35,7 @@ class Follower:
         control.fairness.share_with(self.told.put_nowait)
 
     async def next(self) -> MinShareSettings:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             return await self.told.get()
 
 

@@ -25,7 +25,7 @@ async def test_following_goes_on_after_a_bug(monkeypatch: pytest.MonkeyPatch) ->
     broker.bucket = broken_once  # type: ignore[method-assign]
     followed = FleetFollower(broker)
     followed.start()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await followed.ready.wait()
     await followed.close()
 

@@ -77,7 +77,7 @@ async def test_followers_hear_documents_and_prefixes(store: PolicyStore) -> None
     await document(store).change(lambda _: Fairness(weights={"acme": 2.0}))
     running = asyncio.create_task(follower.run())
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             assert await heard.get() == Fairness(weights={"acme": 2.0})
             await follower.listed.wait()
             await store.write(BUCKET_POLICY, "tenant.a", b"x", 0)
@@ -98,7 +98,7 @@ async def test_a_refused_entry_leaves_the_last_one_in_force() -> None:
     follower.follow(document(store), heard.put_nowait)
     running = asyncio.create_task(follower.run())
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await document(store).change(lambda _: Fairness(weights={"acme": 2.0}))
             assert (await heard.get()).weights == {"acme": 2.0}
             await (await broker.bucket(BUCKET_POLICY)).put(KEY, b'{"weights": {"acme": 9}}')

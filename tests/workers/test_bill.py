@@ -39,7 +39,7 @@ class Books:
 
         await LimitStore(PolicyStore(self.fleet.client)).change(changed)
         wanted = {name: bound or None for name, bound in limit.items()}
-        async with deadline(2, "workers follow the limits"):
+        async with deadline(20, "workers follow the limits"):
             for worker in self.fleet.workers:
                 book = worker.worker._control.limits
                 while any(getattr(book.of_tenant(self.tenant), name) != bound for name, bound in wanted.items()):
@@ -134,7 +134,7 @@ async def test_after_a_kill_nothing_is_counted_twice(books: Books, call: str, li
         await books.limit(tokens_per_minute=1000, requests_per_minute=100, tokens_per_month=1000)
     first.faults.die_before(call)
     request = await books.fleet.publish(20, ignore_eos=True)
-    async with deadline(5, "the worker comes to its end"):
+    async with deadline(20, "the worker comes to its end"):
         await first.faults.dead.wait()
     await books.fleet.start_worker()
     frames = await books.fleet.answer(request)
@@ -149,7 +149,7 @@ async def test_a_worker_killed_in_mid_answer_and_one_killed_after_it_has_counted
     first.faults.die()
     second = await books.fleet.start_worker()
     second.faults.die_before("ack")
-    async with deadline(5, "the second worker comes to its end"):
+    async with deadline(20, "the second worker comes to its end"):
         await second.faults.dead.wait()
     await books.fleet.start_worker()
     frames = await books.fleet.answer(request)
@@ -163,7 +163,7 @@ async def test_a_refusal_that_a_killed_worker_did_not_tell_stays_one(books: Book
     await books.limit(tokens_per_minute=60)
     first.faults.die_before("put_terminal")
     request = await books.fleet.publish(61)
-    async with deadline(5, "the worker comes to its end"):
+    async with deadline(20, "the worker comes to its end"):
         await first.faults.dead.wait()
     await books.fleet.start_worker()
     assert code(await books.fleet.answer(request)) == Code.RATE_LIMIT_EXCEEDED

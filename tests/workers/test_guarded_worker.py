@@ -45,7 +45,7 @@ async def test_a_cut_answer_stops_the_engine_and_frees_its_pages(nats: NatsServe
         assert text == stub_text(PROMPT, NUM_TOKENS).partition(phrase)[0]
         (mount,) = worker.worker.mounts.values()
         assert mount.host is not None
-        async with deadline(5, "an engine at rest"):
+        async with deadline(20, "an engine at rest"):
             while mount.host.stats().num_running:
                 await asyncio.sleep(0.01)
         stats = mount.host.stats()

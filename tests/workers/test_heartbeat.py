@@ -45,7 +45,7 @@ class Scene:
         bucket = await self.broker.bucket(BUCKET_WORKERS)
         key = encode_token(self.worker.id)
         task = asyncio.create_task(self.heartbeat.run())
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while (entry := await bucket.get(key)) is None:
                 await asyncio.sleep(INTERVAL_S)
         task.cancel()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -91,7 +90,7 @@ class Scene:
 
     async def until(self, model: str, **wanted: Any) -> ModelBeat:
         """The model's part of the heartbeat, once it says so."""
-        async with deadline(8, f"{model}: {wanted}"):
+        async with deadline(20, f"{model}: {wanted}"):
             while True:
                 beat = self.beat(model)
                 if beat is not None and all(getattr(beat, name) == value for name, value in wanted.items()):
@@ -99,12 +98,12 @@ class Scene:
                 await asyncio.sleep(0.01)
 
     async def until_gone(self, model: str) -> None:
-        async with deadline(8, f"{model} is gone"):
+        async with deadline(20, f"{model} is gone"):
             while model in self.worker.mounts:
                 await asyncio.sleep(0.01)
 
     async def until_closed(self, host: ModelHost) -> None:
-        async with deadline(8, "the engine is closed"):
+        async with deadline(20, "the engine is closed"):
             while host in self.worker.hosts:
                 await asyncio.sleep(0.01)
 
@@ -124,7 +123,7 @@ class Scene:
 
     async def answer(self, request: str) -> str:
         """The whole text, once it has ended without an error."""
-        async with deadline(8, f"the end of {request}"):
+        async with deadline(20, f"the end of {request}"):
             while not any(frame.terminal for frame in self._frames.get(request, [])):
                 await asyncio.sleep(0.01)
         assert self._frames[request][-1].error is None
@@ -196,7 +195,7 @@ async def test_a_model_that_comes_back_goes_on_with_what_was_served(scene: Scene
     await scene.publish("one", "r1")
     await scene.answer("r1")
     fair = scene.worker.mounts["one"].intake.fair
-    async with deadline(2, "the service is charged"):
+    async with deadline(20, "the service is charged"):
         while not fair.counter("acme"):
             await asyncio.sleep(0.01)
     await scene.amend(amendments.unload, "one")
@@ -213,7 +212,7 @@ async def test_another_engine_takes_over_and_the_last_one_finishes(scene: Scene)
     await scene.until("one", state="ready")
     (last,) = scene.worker.hosts
     await scene.publish("one", "r1", max_tokens=100)
-    async with deadline(2, "the answer begins"):
+    async with deadline(20, "the answer begins"):
         while not scene.num_frames("r1"):
             await asyncio.sleep(0.01)
     await scene.load("one", context_length=512)
@@ -240,7 +239,7 @@ async def test_a_model_that_cannot_be_loaded_leaves_the_others_serving(scene: Sc
     name, labels = "inferflux_registry_loads_total", {"model": "bad", "outcome": "failed"}
     assert scene.registry.get_sample_value(name, labels) == 1
     await scene.amend(amendments.reload, "bad")
-    async with deadline(4, "another try"):
+    async with deadline(20, "another try"):
         while scene.registry.get_sample_value(name, labels) != 2:
             await asyncio.sleep(0.01)
 
@@ -249,7 +248,7 @@ async def test_a_reload_that_fails_leaves_the_last_engine_serving(scene: Scene) 
     await scene.load("one")
     await scene.until("one", state="ready")
     await scene.load("one", backend="llamacpp", path="/nowhere/bad.gguf")
-    async with deadline(4, "the failure is told"):
+    async with deadline(20, "the failure is told"):
         while (beat := scene.beat("one")) is None or beat.reason is None:
             await asyncio.sleep(0.01)
 
@@ -274,19 +273,18 @@ async def test_smaller_bounds_need_no_other_engine_and_larger_ones_do(scene: Sce
     await scene.until_closed(host)
 
 
-async def test_a_worker_loads_what_is_for_its_class() -> None:
-    cpu = msgspec.structs.replace(SETTINGS, worker=WorkerSettings(hardware="cpu", drain_timeout_s=5.0))
+async def test_a_worker_loads_what_is_for_its_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Others serve what is queued for a model that is for another class: nobody lingers for that here.
+    monkeypatch.setattr("inferflux.workers.mount.LINGER_S", 3600.0)
+    cpu = msgspec.structs.replace(SETTINGS, worker=WorkerSettings(hardware="cpu", drain_timeout_s=3600.0))
     async with running(cpu) as scene:
         await scene.load("large", hardware="gpu")
         await scene.load("small", hardware="cpu")
         await scene.until("small", state="ready")
         assert scene.beat("large") is None
 
-        started_s = time.monotonic()
         await scene.amend(amendments.change, "small", {"hardware": "gpu"})
         await scene.until_gone("small")
-        # Others serve what is queued for it: nobody waits for that here.
-        assert time.monotonic() - started_s < 1.0
 
 
 async def test_a_file_that_is_missing_is_fetched_first(scene: Scene, tmp_path: Path) -> None:
@@ -305,7 +303,7 @@ async def test_a_file_that_is_missing_is_fetched_first(scene: Scene, tmp_path: P
         await scene.load("b", backend="llamacpp", path=str(tmp_path / "b.gguf"), source=f"{server.url}/gone.gguf")
         assert "404" in ((await scene.until("b", state="failed")).reason or "")
         await scene.amend(amendments.reload, "a")
-        async with deadline(4, "another try"):
+        async with deadline(20, "another try"):
             while scene.worker.mounts["a"].failure is None:
                 await asyncio.sleep(0.01)
     assert asked.count("/a.gguf") == 1

@@ -33,7 +33,7 @@ async def halfway(client: BatchClient, gate: asyncio.Semaphore) -> Any:
     batch = await client.submit(jsonl(line(number) for number in range(NUM_LINES)))
     for _ in range(NUM_LINES // 3):
         gate.release()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while (await client.get(batch["id"]))["request_counts"]["completed"] < NUM_LINES // 3:
             await asyncio.sleep(0.02)
     return batch
@@ -97,7 +97,7 @@ async def test_two_owners_at_once_write_each_line_once(apis: Any, settings: Any)
 
     runner._held.change = stall
     second = await apis.start(settings, beside=first)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not second.parts.office.keeper._runners:
             await asyncio.sleep(0.02)
     for _ in range(2 * NUM_LINES):
@@ -135,7 +135,7 @@ async def test_a_lost_tape_is_asked_again(apis: Any, settings: Any) -> None:
     api.worker.script = script
     client = BatchClient(api)
     batch = await client.submit(jsonl(line(number) for number in range(NUM_LINES)))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while len(api.worker.turns) < 8 or not all(turn.attempt for turn in api.worker.turns):
             await asyncio.sleep(0.01)
     lost += api.worker.turns[:4]

@@ -63,7 +63,7 @@ async def test_callback_that_raises_is_logged_and_survived(
     with caplog.at_level(logging.ERROR):
         await first.send_gossip(lane.model, b"bad")
         await first.send_gossip(lane.model, b"good")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             assert await heard.get() == b"good"
     assert "handler failed" in caplog.text
     assert second.connected
