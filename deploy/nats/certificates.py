@@ -31,8 +31,9 @@ class Authority:
         )
 
     def write(self, path: Path) -> None:
-        """The authority's certificate, for everybody."""
+        """The authority's certificate, for everybody: containers read it as users of their own."""
         path.write_bytes(self._certificate.public_bytes(serialization.Encoding.PEM))
+        path.chmod(0o644)
 
     def issue(self, stem: Path, names: Sequence[str]) -> None:
         """Write `stem`.pem and `stem`.key for a server that is found under these host names and addresses.
