@@ -18,8 +18,10 @@ from inferflux.config.settings import FairnessSettings, MinShareSettings, Runtim
 
 from .answer import Answer
 from .backends.backend import Backend, Capacity
+from .departures import Departures
 from .engine.engine import FAIRNESS, Engine
 from .engine.job import EngineStats, Job, Update
+from .handover import Step
 from .render import Renderer
 
 log = get_logger("worker.host")
@@ -58,14 +60,11 @@ class ModelHost:
         self._bounds = settings.scheduler
         self._engine = Engine(backend, settings.scheduler, settings.paged_kv, self._from_engine, fairness)
         self._answers: dict[str, Answer] = {}
-        self._touched: dict[str, Answer] = {}
         self._computing: dict[str, asyncio.Future[Failure | None]] = {}
-        self._flushing: asyncio.TimerHandle | None = None
-        self._flush_s = 0.0
-        self._frame_interval_s = settings.frame_interval_s
         self._capacity: Capacity | None = None
         self._renderer: Renderer | None = None
         self._loop = asyncio.get_running_loop()
+        self._departures = Departures(self._loop, settings.frame_interval_s, self._take, lambda: self.on_free())
         self._step_time = metrics.step_time.labels(model)
         self._batch_size = metrics.batch_size.labels(model)
         self._seen_steps = -1
@@ -218,43 +217,22 @@ class ModelHost:
         await asyncio.to_thread(self._engine.close)
 
     def _from_engine(self, updates: list[Update]) -> None:
-        self._loop.call_soon_threadsafe(self._dispatch, updates)
+        self._departures.put(Step(updates, self.stats().last_step_s))
 
-    def _dispatch(self, updates: list[Update]) -> None:
-        self._batch_size.observe(len(updates))
-        self._step_time.observe(self.stats().last_step_s)
-        for update in updates:
+    def _take(self, step: Step) -> list[Answer]:
+        """Give each update to its answer. Returns those that something came for."""
+        self._batch_size.observe(len(step.updates))
+        self._step_time.observe(step.took_s)
+        answers = []
+        for update in step.updates:
             done = self._computing.get(update.request)
             if done is not None and not done.done() and (update.finish_reason is not None or update.error is not None):
                 done.set_result(update.error)
             answer = self._answers.get(update.request)
             if answer is not None:
                 answer.push(update)
-                self._touched[update.request] = answer
-        self._flush_when_due()
-
-    def _flush_when_due(self) -> None:
-        """In the loop's next turn at the earliest: steps that piled up while it was busy leave as one frame each."""
-        if not self._touched:
-            return
-        due_s = min(answer.due_s(self._frame_interval_s) for answer in self._touched.values())
-        if self._flushing is not None:
-            if self._flush_s <= due_s:
-                return
-            self._flushing.cancel()
-        self._flush_s = due_s
-        self._flushing = self._loop.call_later(max(0.0, due_s - time.monotonic()), self._flush)
-
-    def _flush(self) -> None:
-        self._flushing = None
-        now_s = time.monotonic()
-        due = {name: answer for name, answer in self._touched.items() if answer.due_s(self._frame_interval_s) <= now_s}
-        for name, answer in due.items():
-            del self._touched[name]
-            answer.flush()
-        self._flush_when_due()
-        if any(answer.ended.done() for answer in due.values()):
-            self.on_free()
+                answers.append(answer)
+        return answers
 
     def _tokens_per_s(self, stats: EngineStats) -> float:
         since_s, num_before, rate = self._rate

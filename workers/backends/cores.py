@@ -11,10 +11,14 @@ import psutil
 
 def num_physical_cores(sysfs: Path = Path("/sys")) -> int:
     """Physical cores that this process may use at once, at least 1."""
+    return max(1, min(num_cores(sysfs), _quota(sysfs)))
+
+
+def num_cores(sysfs: Path = Path("/sys")) -> int:
+    """Physical cores that this thread may run on, at least 1; a quota may allow fewer at once."""
     if not hasattr(os, "sched_getaffinity"):
         return psutil.cpu_count(logical=False) or 1
-    cores = {_siblings(sysfs, cpu) for cpu in os.sched_getaffinity(0)}
-    return max(1, min(len(cores), _quota(sysfs)))
+    return len({_siblings(sysfs, cpu) for cpu in os.sched_getaffinity(0)})
 
 
 def _siblings(sysfs: Path, cpu: int) -> str:

@@ -11,6 +11,8 @@ from inferflux.config.settings import RuntimeSettings
 
 from ..ranks import read_ranks
 from .backend import Backend
+from .binding import bound_threads
+from .cores import num_physical_cores
 
 BackendKind = Literal["auto", "llamacpp", "torch", "stub"]
 
@@ -36,7 +38,8 @@ def open_backend(kind: BackendKind, path: str | None, settings: RuntimeSettings)
 
 def _open_llamacpp(path: str, settings: RuntimeSettings) -> Backend:
     try:
-        from .llamacpp import LlamaCppBackend
+        with bound_threads(settings.llamacpp.threads or num_physical_cores()):
+            from .llamacpp import LlamaCppBackend
     except ImportError as error:
         raise ConfigError(
             f"backend: llamacpp cannot be imported ({error}); install it with scripts/run_dev.sh, which builds it for "
