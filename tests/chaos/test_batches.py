@@ -40,7 +40,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def test_kill_9_of_runner_worker_and_nats(server: Server, scale: Scale) -> None:
     """Fails when a part of the journal may be written twice, when a lease is never taken over, and when a lost tape is
     an error of the line."""
-    num_lines = 10_000 if scale.long else 500
+    num_lines = 10_000 if scale.long else 800
     content = jsonl(line(number, max_tokens=NUM_TOKENS, ignore_eos=True) for number in range(num_lines))
     ident = _submit(server, content)
 
@@ -59,9 +59,9 @@ def test_kill_9_of_runner_worker_and_nats(server: Server, scale: Scale) -> None:
     answers = [json.loads(each) for each in _content(server, batch["output_file_id"]).splitlines()]
     assert sorted(each["custom_id"] for each in answers) == sorted(f"line-{number}" for number in range(num_lines))
     assert all(each["response"]["body"]["usage"]["completion_tokens"] == NUM_TOKENS for each in answers)
+    server.wait_ready(2)
     taken = [float(count) for url in server.urls for count in _metric(url, "inferflux_batch_takeovers_total")]
     assert sum(taken) >= 1
-    server.wait_ready(2)
 
 
 def _submit(server: Server, content: bytes) -> str:
@@ -128,7 +128,7 @@ def _runner(server: Server) -> int:
         ]
         return bool(found)
 
-    server.wait_until("a replica runs the batch", look, timeout_s=20)
+    server.wait_until("a replica runs the batch", look)
     return found[0]
 
 

@@ -59,12 +59,12 @@ class Operator:
             caches = (await self.call("GET", "cache"))["workers"]
             return sum(cache["num_pages_used"] for cache in caches)
 
-        async with deadline(10, "every page is given back"):
+        async with deadline(60, "every page is given back"):
             while await pages():
                 await asyncio.sleep(0.1)
 
     async def _until(self, condition: Callable[[dict[str, list[bool]]], bool], what: str) -> None:
-        async with deadline(40, what):
+        async with deadline(60, what):
             while True:
                 data = (await self.call("GET", "models"))["data"]
                 states = {
@@ -147,14 +147,14 @@ async def _stream(
 
 async def _until_streaming(clients: Crowd, model: str) -> None:
     """Return once that model streams to clients."""
-    async with deadline(20, f"streams of {model}"):
+    async with deadline(60, f"streams of {model}"):
         while not any(outcome.first_s for outcome in clients.outcomes if outcome.prompt.startswith(model)):
             await asyncio.sleep(0.02)
 
 
 async def _until_accepted(clients: Crowd, model: str) -> None:
     """Return once every request that names the model was accepted: one that comes after it has gone is a 404."""
-    async with deadline(20, f"requests for {model} are accepted"):
+    async with deadline(60, f"requests for {model} are accepted"):
         while not all(outcome.status for outcome in clients.outcomes if outcome.prompt.startswith(model)):
             await asyncio.sleep(0.02)
 

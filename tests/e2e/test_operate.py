@@ -12,6 +12,7 @@ from typing import Any
 
 import nats
 import pytest
+from harness.publisher import ME, connected
 from harness.server import KEY, PUBLISHER, Server, running_server
 from nats.aio.client import Client
 
@@ -21,8 +22,6 @@ from inferflux.broker.wire import Claim
 from inferflux.config.settings import BrokerSettings, Settings
 
 pytestmark = pytest.mark.integration
-
-ME = f"t-{PUBLISHER}"
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +39,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.fixture
 async def publisher(server: Server) -> AsyncIterator[Client]:
     """A tenant's own connection."""
-    stored = json.loads((server.store_dir / "credentials.json").read_text())
-    login = stored["logins"][ME]
-    client = await nats.connect(
-        stored["url"], user=login["user"], password=login["password"], inbox_prefix=f"_INBOX_{ME}".encode()
-    )
-    yield client
-    await client.close()
+    async with connected(server) as wire:
+        yield wire.client
 
 
 def inferctl(server: Server, *arguments: str, replica: int = 0) -> Any:
@@ -117,14 +111,15 @@ async def test_deadline_passes_and_queued_is_cancelled_while_workers_are_busy(
     late = await publisher.subscribe(f"inferflux.reply.{ME}.late")
     cancelled = await publisher.subscribe(f"inferflux.reply.{ME}.unwanted")
     for number in range(2):
-        await publish(publisher, f"busy{number}", max_tokens=2000, ignore_eos=True)
+        await publish(publisher, f"busy{number}", max_tokens=6000, ignore_eos=True)
     server.wait_until("both slots are taken", lambda: inferctl(server, "queue")[0]["num_running"] == 2)
-    await publish(publisher, "late", deadline=time.time() + 1)
-    await publish(publisher, "unwanted")
+    for request in ("unwanted", "patient"):
+        await publish(publisher, request)
 
     (lane,) = inferctl(server, "queue")
     assert (lane["tenant"], lane["depth"], lane["num_waiting"]) == (PUBLISHER, 4, 2)
     assert 0 < lane["oldest_age_s"] < 60
+    await publish(publisher, "late", deadline=time.time() + 1)
     assert inferctl(server, "queue", "cancel", f"{ME}.unwanted", replica=1)["state"] == "cancelled"
     assert (await end(publisher, cancelled))["error"]["code"] == "cancelled"
     assert (await end(publisher, late))["error"]["code"] == "queue_timeout"
@@ -132,9 +127,9 @@ async def test_deadline_passes_and_queued_is_cancelled_while_workers_are_busy(
     assert sum(model["num_running"] for worker in seen["workers"] for model in worker["models"]) == 2
     fleet = inferctl(server, "fleet")
     assert len(fleet) == 2
-    assert all(worker["age_s"] < 6 for worker in fleet)
-    for number in range(2):
-        inferctl(server, "queue", "cancel", f"{ME}.busy{number}")
+    assert all(worker["age_s"] < 60 for worker in fleet)
+    for request in ("patient", "busy0", "busy1"):
+        inferctl(server, "queue", "cancel", f"{ME}.{request}")
     server.wait_until("nothing is queued", lambda: inferctl(server, "queue") == [])
 
 
@@ -152,7 +147,6 @@ def test_weights_reach_every_worker(server: Server) -> None:
             )
             == 2
         ),
-        timeout_s=5,
     )
     assert inferctl(server, "admin", "fairness", "--get", replica=1)["min_share"] == {"default": 0.2, "batch": 0.1}
 

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-import nats
 import pytest
+from harness.publisher import ME, Wire, connected
 from harness.server import PUBLISHER, TENANT, Server
-from nats.aio.client import Client
 
 pytestmark = [pytest.mark.model, pytest.mark.integration]
 
-ME = f"t-{PUBLISHER}"
 LANE = f"inferflux.infer.smollm2.default.{PUBLISHER}"
 
 
-class Publisher:
-    """A connection as the tenant, and what the server said against it."""
-
-    def __init__(self, client: Client, errors: list[str]) -> None:
-        self.client = client
-        self.errors = errors
+class Publisher(Wire):
+    """Publishes prompts."""
 
     async def ask(self, request: str, body: dict[str, Any] | bytes, lane: str = LANE) -> list[dict[str, Any]]:
         """Publish, and collect the request's frames up to the terminal one."""
@@ -39,22 +32,8 @@ class Publisher:
 
 @pytest.fixture
 async def publisher(model_server: Server) -> AsyncIterator[Publisher]:
-    stored = json.loads((model_server.store_dir / "credentials.json").read_text())
-    login = stored["logins"][ME]
-    errors: list[str] = []
-
-    async def on_error(error: Exception) -> None:
-        errors.append(str(error))
-
-    client = await nats.connect(
-        stored["url"],
-        user=login["user"],
-        password=login["password"],
-        inbox_prefix=f"_INBOX_{ME}".encode(),
-        error_cb=on_error,
-    )
-    yield Publisher(client, errors)
-    await client.close()
+    async with connected(model_server) as wire:
+        yield Publisher(wire.client, wire.errors)
 
 
 async def test_a_prompt_is_answered_on_its_reply_subject(publisher: Publisher) -> None:
@@ -128,20 +107,10 @@ async def test_cancel_ends_a_running_request(publisher: Publisher) -> None:
 )
 async def test_publishing_elsewhere_is_refused(publisher: Publisher, subject: str) -> None:
     await publisher.client.publish(subject, b"{}")
-    await publisher.client.flush()
-    await _until(lambda: bool(publisher.errors))
-    assert "permissions violation" in publisher.errors[0].lower()
+    assert "permissions violation" in await publisher.refused()
 
 
 @pytest.mark.parametrize("subject", [f"inferflux.reply.t-{TENANT}.>", "inferflux.>", "inferflux.infer.>", "_INBOX.>"])
 async def test_listening_elsewhere_is_refused(publisher: Publisher, subject: str) -> None:
     await publisher.client.subscribe(subject)
-    await publisher.client.flush()
-    await _until(lambda: bool(publisher.errors))
-    assert "permissions violation" in publisher.errors[0].lower()
-
-
-async def _until(condition: Any) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.01)
+    assert "permissions violation" in await publisher.refused()

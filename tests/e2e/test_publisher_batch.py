@@ -9,25 +9,19 @@ import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
-import nats
 import pytest
 from harness.batches import ENDPOINT, jsonl, line
+from harness.publisher import Wire, connected
 from harness.server import PUBLISHER, TENANT, Server
-from nats.aio.client import Client
 
 pytestmark = pytest.mark.integration
 
-ME = f"t-{PUBLISHER}"
 CHUNK = 20_000
 CHUNKS = f"$O.files.C.{PUBLISHER}"
 
 
-class Publisher:
-    """A connection as the tenant, and what the server said against it."""
-
-    def __init__(self, client: Client, errors: list[str]) -> None:
-        self.client = client
-        self.errors = errors
+class Publisher(Wire):
+    """Stores files and submits batches."""
 
     async def store(self, name: str, content: bytes) -> int:
         """Store a file's chunks; how many there are."""
@@ -63,22 +57,8 @@ class Publisher:
 
 @pytest.fixture
 async def publisher(stub_server: Server) -> AsyncIterator[Publisher]:
-    stored = json.loads((stub_server.store_dir / "credentials.json").read_text())
-    login = stored["logins"][ME]
-    errors: list[str] = []
-
-    async def on_error(error: Exception) -> None:
-        errors.append(str(error))
-
-    client = await nats.connect(
-        stored["url"],
-        user=login["user"],
-        password=login["password"],
-        inbox_prefix=f"_INBOX_{ME}".encode(),
-        error_cb=on_error,
-    )
-    yield Publisher(client, errors)
-    await client.close()
+    async with connected(stub_server) as wire:
+        yield Publisher(wire.client, wire.errors)
 
 
 async def test_a_batch_over_nats_alone(publisher: Publisher) -> None:
@@ -137,11 +117,7 @@ async def test_a_bad_submission_fails_and_says_why(
 )
 async def test_what_is_not_its_own_is_refused(publisher: Publisher, subject: str) -> None:
     await publisher.client.publish(subject, b"{}")
-    await publisher.client.flush()
-    async with asyncio.timeout(5):
-        while not publisher.errors:
-            await asyncio.sleep(0.01)
-    assert "permissions violation" in publisher.errors[0].lower()
+    assert "permissions violation" in await publisher.refused()
 
 
 async def test_a_rollup_removes_nothing(publisher: Publisher) -> None:

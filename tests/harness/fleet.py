@@ -153,11 +153,11 @@ class Fleet:
 
     async def until_tokens(self, request: str, num_tokens: int) -> None:
         """Return once that many tokens are on the tape."""
-        async with deadline(10, f"{num_tokens} tokens of {request}"):
+        async with deadline(20, f"{num_tokens} tokens of {request}"):
             while sum(frame.num_tokens for frame in await self.tape(request)) < num_tokens:
                 await asyncio.sleep(0.01)
 
-    async def answer(self, request: str, *, within_s: float = 8) -> list[Frame]:
+    async def answer(self, request: str, *, within_s: float = 15) -> list[Frame]:
         """All frames once the request has ended and its prompt is gone. Fails when that does not come in time."""
         async with deadline(within_s, f"the end of {request}"):
             while not any(frame.terminal for frame in await self.tape(request)):
