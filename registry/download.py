@@ -183,7 +183,7 @@ def is_internal(host: str) -> bool:
     except OSError:
         # Only a proxy can know it.
         return False
-    return any(not ipaddress.ip_address(address[0].partition("%")[0]).is_global for *_, address in found)
+    return any(not ipaddress.ip_address(str(address[0]).partition("%")[0]).is_global for *_, address in found)
 
 
 def url_of(source: str) -> str | None:
