@@ -65,7 +65,7 @@ async def test_kill_9_of_a_worker_with_64_requests_of_a_real_model(
     server: Server, reference: GreedyReference, scale: Scale
 ) -> None:
     """Fails when an attempt does not resume from the tape, and when a continuation is not what the model would say."""
-    num_tokens = MAX_TOKENS if scale.long else 20
+    num_tokens = MAX_TOKENS if scale.long else 32
     for number in range(scale.rounds):
         prompts = [f"{TOPICS[each % len(TOPICS)]}, story {number}.{each}:" for each in range(2 * NUM_SLOTS)]
         outcomes = await _kill_one_under(server, prompts, num_tokens)

@@ -106,5 +106,6 @@ def test_cancel(client: openai.OpenAI, tmp_path: Path) -> None:
     assert client.batches.cancel(batch.id).status == "cancelling"
     batch = wait(client, batch)
     assert batch.status == "cancelled"
-    assert time.monotonic() - started_s < 10
+    # Its lines would take minutes.
+    assert time.monotonic() - started_s < 30
     assert batch.error_file_id is None

@@ -170,8 +170,7 @@ def each_key_has_its_rate(server: Guided) -> None:
     assert complete(server).headers["x-ratelimit-limit-requests"] == str(RATE)
     succeeds(server, "inferctl admin rate-limit --set 1")
     try:
-        server.wait_until("the limit holds", lambda: complete(server).status_code == 429)
-        assert complete(server).json()["error"]["code"] == "rate_limit_exceeded"
+        server.wait_until("the limit holds", lambda: complete(server).json()["error"]["code"] == "rate_limit_exceeded")
     finally:
         succeeds(server, "inferctl admin rate-limit --set default")
     server.wait_until("it is lifted", lambda: complete(server).status_code == 200)
@@ -205,7 +204,8 @@ def metrics_are_prometheus_text(server: Guided) -> None:
 @exercises("inferflux_queue_depth")
 def what_waits_is_shown(server: Guided) -> None:
     succeeds(server, "inferctl admin models --load stub --id nowhere --hardware gpu")
-    asking = asyncio.run(_while_asking(server, "nowhere"))
+    # It waits for about a second, and a busy machine may look too late.
+    asking = any(asyncio.run(_while_asking(server, "nowhere")) for _ in range(5))
     succeeds(server, "inferctl admin models --unload nowhere")
     assert asking, "a prompt waited and the queue was empty"
 

@@ -137,7 +137,7 @@ class Guided:
     def wait_until(self, what: str, condition: Any) -> None:
         from .server import Server
 
-        Server(self.folder, [], [self.url], self.log).wait_until(what, condition, 20)
+        Server(self.folder, [], [self.url], self.log).wait_until(what, condition, 60)
 
 
 def _checkout(folder: Path) -> Path:
