@@ -73,6 +73,11 @@ class Status:
         self._dead_letters = DeadLetters(broker)
         self._started = time.time()
 
+    @property
+    def replica(self) -> str:
+        """Its name, another one after each start."""
+        return self._dispatcher.replica
+
     def checks(self) -> dict[str, bool]:
         """What must hold for new requests to be accepted."""
         return {
@@ -88,7 +93,7 @@ class Status:
 
     def report(self) -> StatusAnswer:
         return StatusAnswer(
-            replica=self._dispatcher.replica,
+            replica=self.replica,
             pid=os.getpid(),
             version=package_version(),
             started=self._started,

@@ -29,9 +29,11 @@ async def get_status(status: NamedDependency[Status]) -> Response[bytes]:
 
 @get("/metrics", opt={"scope": "admin"})
 async def get_metrics(status: NamedDependency[Status]) -> Response[bytes]:
-    """What /metrics of this replica says, for operators who come through a proxy that keeps /metrics to itself."""
+    """What /metrics of this replica says, for operators who come through a proxy that keeps /metrics to itself; a
+    header names the replica, because there another one may answer next."""
     await status.refresh_metrics()
-    return Response(generate_latest(status.registry), media_type=CONTENT_TYPE_LATEST)
+    headers = {"x-inferflux-replica": status.replica}
+    return Response(generate_latest(status.registry), media_type=CONTENT_TYPE_LATEST, headers=headers)
 
 
 def _full(beat: WorkerBeat) -> dict[str, object]:

@@ -99,10 +99,10 @@ function showModels(models) {
     key: model.id,
     cells: [model.id, model.backend, state(model.state), model.id === models.default ? "default" : ""],
     actions: [
-      ["Make default", `Make ${model.id} the default`, async () => {
+      ...(model.id === models.default ? [] : [["Make default", `Make ${model.id} the default`, async () => {
         await session.call("PUT", "/v1/admin/models/default", { id: model.id });
         return `${model.id} is the default.`;
-      }],
+      }]]),
       ["Unload", `Unload ${model.id}`, async () => {
         await session.call("DELETE", `/v1/admin/models/${model.id.split("/").map(encodeURIComponent).join("/")}`);
         return `${model.id} is being unloaded.`;
@@ -156,13 +156,13 @@ function showLimits(limits) {
     ...named("key", limits.keys), ...named("tenant", limits.tenants)], "No limit is in force.");
 }
 
-function showMetrics(samples) {
-  const hits = samples.all("inferflux_guardrail_blocks_total").map(({ labels, value }) => ({
+function showMetrics(replica, text) {
+  meters.add(replica, new Samples(text), performance.now() / 1000);
+  const hits = meters.hits().map(([labels, count]) => ({
     key: `${labels.guardrail} ${labels.stage} ${labels.action}`,
-    cells: [labels.guardrail, labels.stage, labels.action, value],
+    cells: [labels.guardrail, labels.stage, labels.action, count],
   }));
   fill("hits", hits, "Nothing was found.");
-  meters.add(samples, performance.now() / 1000);
   const tiles = meters.tiles();
   const list = $("tiles");
   tiles.forEach(([name, value], at) => {
@@ -182,11 +182,11 @@ async function refresh(all = false) {
   const [workers, lanes, metrics] = await Promise.all([
     session.call("GET", "/v1/admin/workers"),
     session.call("GET", "/v1/admin/queue"),
-    session.text("/v1/admin/metrics"),
+    session.metrics(),
   ]);
   showWorkers(workers.data);
   showLanes(lanes.data);
-  showMetrics(new Samples(metrics));
+  showMetrics(...metrics);
   if (all || slow++ % 3 === 0) {
     const [models, letters, limits] = await Promise.all([
       session.call("GET", "/v1/admin/models"),

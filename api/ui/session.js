@@ -31,8 +31,10 @@ export class Session {
     return response.json();
   }
 
-  async text(path) {
-    return (await this.fetch("GET", path)).text();
+  // The metrics of the replica that answered, and its name.
+  async metrics() {
+    const response = await this.fetch("GET", "/v1/admin/metrics");
+    return [response.headers.get("x-inferflux-replica"), await response.text()];
   }
 
   // The response of a call that succeeded. Throws Refused with what the server said.

@@ -76,7 +76,7 @@ class Page:
 
     def shoot(self, name: str) -> None:
         if SHOTS:
-            self.driver.save_screenshot(str(Path(SHOTS) / f"{name}.png"))
+            assert self.driver.save_screenshot(str(Path(SHOTS) / f"{name}.png"))
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +146,36 @@ def test_a_stream_moves_the_numbers(page: Page) -> None:
     page.until("an empty queue", lambda: "Nothing waits" in page.text("lanes"))
 
 
+TURNS = """
+const done = arguments[arguments.length - 1];
+import("/ui/metrics.js").then(({ Meters, Samples }) => {
+  const bucket = (bound, count) => `inferflux_time_to_first_token_seconds_bucket{model="m",le="${bound}"} ${count}`;
+  const said = (open, fast, all) => new Samples([
+    `inferflux_streams_open{model="m"} ${open}`,
+    `inferflux_worker_tokens_per_second{model="m",worker="w"} 30`,
+    bucket("0.1", fast), bucket("+Inf", all),
+  ].join("\\n"));
+  const meters = new Meters();
+  meters.add("a", said(3, 100, 100), 1);
+  meters.add("b", said(2, 0, 50), 2);
+  meters.add("a", said(3, 110, 110), 3);
+  meters.add("b", said(2, 0, 50), 4);
+  done(Object.fromEntries(meters.tiles()));
+}, (error) => done(String(error)));
+"""
+
+
+def test_replicas_that_answer_in_turns_are_told_apart(page: Page) -> None:
+    page.open()
+    tiles = page.driver.execute_async_script(TURNS)
+    assert (tiles["Tokens/s"], tiles["Streams open"], tiles["First token, 95 %"]) == ("30.0", 5, "≤ 100 ms"), tiles
+
+
+def test_metrics_name_the_replica(server: Server) -> None:
+    answer = server.get("/v1/admin/metrics")
+    assert answer.headers["x-inferflux-replica"] == server.get("/v1/admin/status").json()["replica"]
+
+
 def test_a_model_is_loaded_and_unloaded(page: Page) -> None:
     page.log_in()
     page.until("models", lambda: "stub" in page.text("registry"))
@@ -180,7 +210,8 @@ def test_axe_finds_no_fault(page: Page, scheme: str) -> None:
         if state == "inside":
             page.log_in()
             page.until("the fleet", lambda: "ready" in page.text("workers"))
-            page.shoot(f"ui-{scheme}-idle")
+            if scheme == "dark":
+                page.shoot("ui-dark")
         page.driver.execute_script(axe)
         found = page.driver.execute_async_script("axe.run(document).then(arguments[arguments.length - 1])")
         faults = [(each["id"], [node["html"] for node in each["nodes"]]) for each in found["violations"]]
