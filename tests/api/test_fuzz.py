@@ -11,8 +11,8 @@ import httpx
 import pytest
 import schemathesis
 import uvicorn
+from harness.ports import free_port
 from harness.scripted_worker import SECRET, ScriptedWorker
-from harness.server import free_port
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis import Case, GenerationMode

@@ -6,7 +6,8 @@ import asyncio
 
 import msgspec
 import pytest
-from harness.nats import NatsServers, free_ports
+from harness.nats import NatsServers
+from harness.ports import free_ports
 from harness.world import LIMITS, WAIT_S, Inbox
 
 from inferflux.broker.broker import Reply

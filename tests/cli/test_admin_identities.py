@@ -14,7 +14,7 @@ from typing import Any
 import nats as nats_py
 import pytest
 from harness.http import Answer, Asked
-from harness.nats import free_ports
+from harness.ports import free_ports
 
 from inferflux.broker.credentials import Login, load_file
 from inferflux.broker.embedded import die_with_parent, find_binary

@@ -18,7 +18,7 @@ import httpx
 import pytest
 import yaml
 from harness.checkout import ROOT
-from harness.nats import free_ports
+from harness.ports import free_ports
 from harness.server import KEY, PUBLISHER, Server, running_server
 
 from inferflux.broker.jetstream import JetStreamBroker

@@ -16,7 +16,8 @@ from inferflux.config import load
 from inferflux.config.settings import Settings
 
 from .checkout import ROOT
-from .nats import START_S, _listens, free_ports
+from .nats import START_S, _listens
+from .ports import free_ports
 
 DEPLOY = ROOT / "deploy" / "nats"
 

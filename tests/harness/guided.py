@@ -19,7 +19,7 @@ import yaml
 from .checkout import ROOT
 from .http import Answer, Asked, HttpServer
 from .issuer import AUDIENCE, Issuer
-from .server import free_port
+from .ports import free_port
 
 KEY = "dev-key-123"
 RATE = 100_000

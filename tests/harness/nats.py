@@ -28,6 +28,8 @@ from inferflux.broker.link import Link
 from inferflux.broker.subjects import STREAM_PROMPTS
 from inferflux.config.settings import BrokerSettings, Settings, TapeSettings, TenantSettings
 
+from .ports import free_ports
+
 TEMPLATE = Path(__file__).parents[2] / "deploy" / "nats" / "cluster.conf"
 ALONE = """
 server_name: $NATS_NAME
@@ -189,15 +191,6 @@ async def _in_step(js: JetStreamApi, num_nodes: int) -> bool:
         and all(peer["current"] and not peer.get("offline") for peer in peers)
         for cluster in clusters
     )
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on, all different."""
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 def settings_for_tests(**sections: msgspec.Struct) -> Settings:

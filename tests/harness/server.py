@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,8 @@ import yaml
 from inferflux.broker.embedded import die_with_parent
 from inferflux.config.settings import TenantSettings
 
+from .ports import free_port
+
 KEY = "test-key-with-every-scope"
 READ_KEY = "test-key-that-may-only-read"
 TENANT = "acme"
@@ -34,29 +35,6 @@ def tenants() -> tuple[TenantSettings, ...]:
         TenantSettings(id=TENANT, classes=("priority", "default", "batch")),
         TenantSettings(id=PUBLISHER, classes=("default", "batch"), publish=True),
     )
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def free_ports(number: int) -> int:
-    """The first of several free ports in a row."""
-    while True:
-        first = free_port()
-        if first + number < 65536 and all(_free(first + offset) for offset in range(number)):
-            return first
-
-
-def _free(port: int) -> bool:
-    with socket.socket() as listener:
-        try:
-            listener.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True
 
 
 class Server:
@@ -151,7 +129,7 @@ def running_server(
     put a command before each command.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    port = free_ports(num_replicas)
+    port = free_port(num_replicas)
     config = _config(folder, port, model)
     if nats_dir is not None:
         config["broker"]["store_dir"] = str(nats_dir)
