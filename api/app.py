@@ -45,6 +45,7 @@ from .files import Files
 from .gateway import Gateway
 from .idempotency import Idempotency
 from .identity import Identity
+from .leftovers import Leftovers
 from .oidc import Oidc
 from .patience import Patience
 from .presence import Presence
@@ -119,6 +120,7 @@ class Parts:
             self.metrics.api,
         )
         self.sweeper = Sweeper(settings.queue, broker, stamper, self.follower, self.canceller, self.metrics.api)
+        self.leftovers = Leftovers(broker, settings.tape.window_s)
         self.queues = Queues(broker, stamper, self.canceller)
         throttle = Throttle(broker, control.limits, self.metrics.api)
         self.gateway = Gateway(settings, served, throttle, self.dispatcher)
@@ -159,6 +161,7 @@ class Parts:
         self.vigil.start()
         self.follower.start()
         self.sweeper.start()
+        self.leftovers.start()
         self.office.start()
 
     async def close(self) -> None:
@@ -169,6 +172,7 @@ class Parts:
         await self.vigil.close()
         await self.presence.close()
         await self.sweeper.close()
+        await self.leftovers.close()
         await self.follower.close()
         await self.pressure.close()
         await self.relay.close()

@@ -54,7 +54,7 @@ class Canceller:
         self._spawn(free(self._broker, key))
 
     async def drain(self, timeout_s: float) -> None:
-        """Wait for what was started; what takes longer is given up, and what was to be purged is left to expire."""
+        """Wait for what was started; what takes longer is given up, and what was to be purged is left over."""
         while self._purges:
             self._purges.pop().cancel()
         if self._tasks:
@@ -77,6 +77,7 @@ class Canceller:
             mine = Claim(
                 worker=self._name,
                 state="cancelled",
+                prompt=order.prompt_seq or (claim.prompt if claim is not None else 0),
                 num_attempts=claim.num_attempts if claim is not None else 0,
                 at=time.time(),
             )

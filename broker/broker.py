@@ -232,6 +232,9 @@ class Broker(Protocol):
 
     async def last_claim(self, key: RequestKey) -> tuple[int, Claim] | None: ...
 
+    async def claimed(self) -> list[RequestKey]:
+        """Every request that has a claim on the tape."""
+
     async def claims(self, key: RequestKey) -> tuple[Claim, ...]:
         """Every claim of a request that the tape still holds, oldest first."""
 

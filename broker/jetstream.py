@@ -179,6 +179,9 @@ class JetStreamBroker(Broker):
     async def last_claim(self, key: RequestKey) -> tuple[int, Claim] | None:
         return await self._tape.last_claim(key)
 
+    async def claimed(self) -> list[RequestKey]:
+        return [subjects.parse_key(name) for name in await self._js.subject_counts(STREAM_TAPE, subjects.CLAIM_ALL)]
+
     async def claims(self, key: RequestKey) -> tuple[Claim, ...]:
         return await self._tape.claims(key)
 

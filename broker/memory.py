@@ -183,6 +183,9 @@ class MemoryBroker(Broker):
     async def last_claim(self, key: RequestKey) -> tuple[int, Claim] | None:
         return self.hub.tape.last_claim(key)
 
+    async def claimed(self) -> list[RequestKey]:
+        return self.hub.tape.claimed()
+
     async def claims(self, key: RequestKey) -> tuple[Claim, ...]:
         return self.hub.tape.claims(key)
 

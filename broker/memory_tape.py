@@ -75,6 +75,10 @@ class MemoryTape:
             return None
         return request.claims[-1].seq, wire.decode_claim(request.claims[-1].body)
 
+    def claimed(self) -> list[RequestKey]:
+        self._expire()
+        return [key for key, request in self._requests.items() if request.claims]
+
     def claims(self, key: RequestKey) -> tuple[Claim, ...]:
         self._expire()
         return tuple(wire.decode_claim(record.body) for record in self._requests.get(key, _Request()).claims)

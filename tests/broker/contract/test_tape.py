@@ -26,6 +26,16 @@ async def test_claim_is_won_once(world: World, key: RequestKey) -> None:
     assert (await first.read_tape(key)).claim_seq == newer
 
 
+async def test_who_has_a_claim_is_listed_until_the_purge(world: World, key: RequestKey) -> None:
+    worker, api = await world.broker("worker"), await world.broker("api")
+    await worker.send_frame(key, b"x")
+    assert key not in await api.claimed()
+    await worker.put_claim(key, Claim(worker="w"), expected_seq=0)
+    assert key in await api.claimed()
+    await worker.purge_tape(key)
+    assert key not in await api.claimed()
+
+
 async def test_of_many_contenders_one_wins(world: World, key: RequestKey) -> None:
     brokers = [await world.broker("worker") for _ in range(3)]
     claims = [

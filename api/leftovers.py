@@ -1,0 +1,88 @@
+"""Leftover tapes: those that were to be purged by a process which ended before the time had come."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+
+import msgspec
+
+from inferflux.broker.broker import Broker
+from inferflux.broker.errors import BrokerError
+from inferflux.broker.subjects import RequestKey
+from inferflux.broker.wire import ends
+from inferflux.config.logs import get_logger
+
+log = get_logger("api.leftovers")
+
+MAX_LOOKED = 200
+"""Tapes read in one round; what is left is read in the next."""
+
+
+class _Seen(msgspec.Struct):
+    """Since when a tape has been there, up to where it was read, and since when it is known to have ended."""
+
+    since_s: float
+    read_seq: int = 0
+    ended_s: float | None = None
+
+
+class Leftovers:
+    """Workers and replicas purge a tape one window after its request has ended, by timers that end with them. So every
+    replica looks through the tape once a window, for what is still there two windows after it was first seen, and
+    purges it once it has been seen ended for a window. `look` does one round; `start` repeats it."""
+
+    def __init__(self, broker: Broker, window_s: float) -> None:
+        self._broker = broker
+        self._window_s = window_s
+        self._seen: dict[RequestKey, _Seen] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="leftovers")
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    async def look(self, now_s: float) -> int:
+        """How many tapes were purged. Raises BrokerError."""
+        self._seen = {key: self._seen.get(key) or _Seen(now_s) for key in await self._broker.claimed()}
+        old = [(key, seen) for key, seen in self._seen.items() if now_s - seen.since_s >= 2 * self._window_s]
+        num_purged = 0
+        for key, seen in old[:MAX_LOOKED]:
+            if seen.ended_s is None:
+                await self._read(key, seen, now_s)
+            elif now_s - seen.ended_s >= self._window_s:
+                await self._broker.purge_tape(key)
+                num_purged += 1
+        if num_purged:
+            log.info("leftover tapes purged", num_tapes=num_purged)
+        return num_purged
+
+    async def _read(self, key: RequestKey, seen: _Seen, now_s: float) -> None:
+        tape = await self._broker.read_tape(key, after_seq=seen.read_seq)
+        if any(ends(each.body) for each in tape.frames):
+            # Whoever pulls a prompt that is still stored must find its end; where none is named, the tape expires.
+            prompt_seq = tape.claim.prompt if tape.claim is not None else 0
+            if prompt_seq and await self._broker.read_prompt(prompt_seq) is None:
+                seen.ended_s = now_s
+                return
+        elif tape.frames:
+            seen.read_seq = tape.frames[-1].seq
+        seen.since_s = now_s - self._window_s
+
+    async def _run(self) -> None:
+        while True:
+            # Apart from the other replicas' rounds.
+            await asyncio.sleep(self._window_s * random.uniform(0.8, 1.2))  # noqa: S311
+            try:
+                await self.look(time.monotonic())
+            except BrokerError as error:
+                log.warning("leftover tapes not looked for", reason=str(error))
+            except Exception as error:
+                log.error("leftover tapes not looked for", error=error)
