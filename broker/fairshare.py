@@ -24,6 +24,9 @@ from .subjects import Lane, ServiceClass
 from .window import Window
 from .wire import Gossip, LaneRunning
 
+GENERATION_S = 3600.0
+"""Far longer than gossip takes to make good what was lost: after two of them totals are no longer told by epoch."""
+
 
 class LaneShare(msgspec.Struct, frozen=True):
     """One lane for inspection: prompts waiting, the counter that orders it, and weighted tokens it was served."""
@@ -55,6 +58,7 @@ class FairShare:
         self._last_left: Lane | None = None
         self._to_lift: set[Lane] = set()
         self._last_at = 0.0
+        self._generation_began_s: float | None = None
 
     def set_weight(self, tenant: str, weight: float) -> None:
         """From now on `weight` times the service of a tenant of weight 1; what was served keeps its old price."""
@@ -124,7 +128,8 @@ class FairShare:
             self._owe_for_gone(now_s)
         # Two messages at one instant would be equal in age with different contents, and their merge order would show.
         self._last_at = max(now_s, self._last_at + 1e-5)
-        totals, lifts, gone = self._ledger.entries(self._gone(now_s))
+        self._age(now_s)
+        told = self._ledger.entries(self._gone() if self._roster.speaks_for_gone(now_s) else None)
         return Gossip(
             worker=self._ledger.origin.worker,
             epoch=self._ledger.origin.epoch,
@@ -132,9 +137,11 @@ class FairShare:
             at=self._last_at,
             num_free_slots=num_free_slots,
             hardware=hardware,
-            totals=totals,
-            lifts=lifts,
-            gone=gone,
+            totals=told.totals,
+            lifts=told.lifts,
+            generation=self._ledger.generation,
+            chapters=told.chapters,
+            base=told.base,
             running=tuple(
                 LaneRunning(service_class=lane.service_class, tenant=lane.tenant, num_running=num)
                 for lane, num in running.items()
@@ -150,6 +157,8 @@ class FairShare:
         sender = Origin(gossip.worker, gossip.epoch)
         if sender == self._ledger.origin:
             return
+        if gossip.generation > self._ledger.generation:
+            self._generation_began_s = now_s
         self._ledger.merge(gossip)
         self._ledger.leave_to(sender)
         if self._roster.hear(gossip, now_s):
@@ -258,14 +267,19 @@ class FairShare:
         for lane in sorted(late):
             self._lift(lane, {other.tenant for other in late if other.service_class == lane.service_class})
 
-    def _gone(self, now_s: float) -> list[Origin]:
-        """Epochs that this worker speaks for."""
-        if not self._roster.speaks_for_gone(now_s):
-            return []
-        return [origin for origin in self._ledger.served if self._roster.is_gone(origin)]
+    def _age(self, now_s: float) -> None:
+        """Whose clock is first begins the next generation; the others follow when they hear of it."""
+        if self._generation_began_s is None:
+            self._generation_began_s = now_s
+        elif now_s - self._generation_began_s >= GENERATION_S:
+            self._generation_began_s = now_s
+            self._ledger.advance(self._ledger.generation + 1)
+
+    def _gone(self) -> list[Origin]:
+        return [origin for origin in self._ledger.origins() if self._roster.is_gone(origin)]
 
     def _owe_for_gone(self, now_s: float) -> None:
         if self._roster.speaks_for_gone(now_s):
-            for origin in self._gone(now_s):
+            for origin in self._gone():
                 self._ledger.owe(origin)
             self._ledger.owe(None)

@@ -240,7 +240,7 @@ class WorkerBeat(Wire, frozen=True, kw_only=True):
 
 
 class ServedTotal(Wire, frozen=True, kw_only=True):
-    """Weighted tokens one worker epoch has served for a tenant of a model and class: it only grows.
+    """Weighted tokens one worker epoch has served in a generation for a tenant of a model and class: it only grows.
 
     `virtual` is the same service divided by the tenant's weight at the time it was served, so that a change of
     weight moves no counter that stands; both are merged by maximum.
@@ -269,17 +269,20 @@ class LaneRunning(Wire, frozen=True, kw_only=True):
 
 
 class EpochTotals(Wire, frozen=True, kw_only=True):
-    """Totals of a worker epoch that is gone, passed on for those that never heard it."""
+    """A worker epoch's totals of one generation, passed on for those that never heard them."""
 
     worker: str
     epoch: str
+    generation: int = 0
     totals: tuple[ServedTotal, ...] = ()
 
 
 class Gossip(Wire, frozen=True, kw_only=True):
     """What workers of a model tell each other so that they pick in one fair order. Losing one loses nothing.
 
-    `at` grows with every message of an epoch. `totals` are the sender's own, those that changed and a few others;
+    `at` grows with every message of an epoch. `totals` are the sender's own of this `generation`, those that changed
+    and a few others; `chapters` are its own of earlier ones and those of epochs that are gone, `base` is what everybody
+    served in generations that are not kept apart any more;
     `running` is all it holds; `prefixes` are digests of prompt beginnings that its cache should hold; `recent` is
     what it served to each class in the last share window. `asks`, when set, is since when the sender has been asking
     everybody for all they know; `num_owed` counts answers not sent yet.
@@ -293,7 +296,9 @@ class Gossip(Wire, frozen=True, kw_only=True):
     hardware: Literal["cpu", "gpu"] = "cpu"
     totals: tuple[ServedTotal, ...] = ()
     lifts: tuple[Lift, ...] = ()
-    gone: tuple[EpochTotals, ...] = ()
+    generation: int = 0
+    chapters: tuple[EpochTotals, ...] = ()
+    base: tuple[ServedTotal, ...] = ()
     running: tuple[LaneRunning, ...] = ()
     prefixes: tuple[str, ...] = ()
     recent: dict[str, float] = {}

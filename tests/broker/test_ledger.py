@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterable
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from inferflux.broker import ledger as ledger_module
-from inferflux.broker.ledger import Account, Ledger, Origin
+from inferflux.broker.ledger import NUM_KEPT, Account, Chapter, Ledger, Origin
 from inferflux.broker.wire import Gossip, decode_gossip, encode
 
 ORIGINS = [Origin("w0", "e1"), Origin("w0", "e2"), Origin("w1", "e1")]
@@ -22,16 +23,18 @@ events = st.lists(
 )
 
 
-def message(ledger: Ledger, gone: Iterable[Origin] = ()) -> Gossip:
-    totals, lifts, others = ledger.entries(gone)
+def message(ledger: Ledger, gone: Iterable[Origin] | None = None) -> Gossip:
+    told = ledger.entries(gone)
     gossip = Gossip(
         worker=ledger.origin.worker,
         epoch=ledger.origin.epoch,
         model="m",
         at=0.0,
-        totals=totals,
-        lifts=lifts,
-        gone=others,
+        totals=told.totals,
+        lifts=told.lifts,
+        generation=ledger.generation,
+        chapters=told.chapters,
+        base=told.base,
     )
     return decode_gossip(encode(gossip))
 
@@ -57,9 +60,10 @@ def replica(messages: Iterable[Gossip]) -> Ledger:
 
 def same(one: Ledger, other: Ledger) -> bool:
     """The sums are of halves of small integers, so they are exact in whatever order they were added."""
-    entries = [{o: accounts for o, accounts in ledger.served.items() if accounts} for ledger in (one, other)]
+    entries = [{c: accounts for c, accounts in ledger.served.items() if accounts} for ledger in (one, other)]
     return (
         entries[0] == entries[1]
+        and one.base == other.base
         and one.lifts == other.lifts
         and all(one.virtual(tenant) == other.virtual(tenant) for _, tenant in ACCOUNTS)
         and all(one.total(account) == other.total(account) for account in ACCOUNTS)
@@ -126,7 +130,8 @@ def test_the_gone_are_passed_on_whole() -> None:
         reader.merge(message(survivor))
         num_messages += 1
     assert num_messages == 2
-    assert reader.served[dead.origin] == dead.served[dead.origin]
+    chapter = Chapter(dead.origin, 0)
+    assert reader.served[chapter] == dead.served[chapter]
 
 
 def test_an_epoch_that_speaks_again_needs_no_spokesman() -> None:
@@ -136,3 +141,105 @@ def test_an_epoch_that_speaks_again_needs_no_spokesman() -> None:
     survivor.owe(dead.origin)
     survivor.leave_to(dead.origin)
     assert survivor.num_owed == 0
+
+
+deeds = st.lists(
+    st.tuples(st.sampled_from(("charge", "tell", "tell", "advance", "restart")), st.integers(0, 2), st.randoms()),
+    min_size=1,
+    max_size=60,
+)
+
+
+class World:
+    """Three workers that serve, restart and begin generations; half of what they say to each other is lost."""
+
+    def __init__(self) -> None:
+        self.num_epochs = 3
+        self.ledgers = [Ledger(Origin(f"w{number}", "e0")) for number in range(3)]
+        self.truth: Counter[str] = Counter()
+
+    def do(self, deed: str, number: int, rng: random.Random, loss: float = 0.5) -> None:
+        ledger = self.ledgers[number]
+        match deed:
+            case "charge":
+                account, amount = rng.choice(ACCOUNTS), rng.randint(1, 100)
+                ledger.charge(account, float(amount), float(amount))
+                self.truth[account[1]] += amount
+            case "tell":
+                self.tell(number, rng, loss)
+            case "advance":
+                ledger.advance(ledger.generation + 1)
+            case "restart":
+                self.num_epochs += 1
+                self.ledgers[number] = Ledger(Origin(f"w{number}", f"e{self.num_epochs}"))
+
+    def tell(self, number: int, rng: random.Random, loss: float) -> None:
+        """All that one of them knows, as whoever speaks for those that are gone."""
+        ledger = self.ledgers[number]
+        for origin in (*ledger.origins(), None):
+            ledger.owe(origin)
+        gossip = message(ledger, ledger.origins())
+        for other in self.ledgers:
+            if other is not ledger and rng.random() >= loss:
+                other.merge(gossip)
+
+    def check(self, before: list[Counter[str]]) -> list[Counter[str]]:
+        """Nobody counts more than was served, and no counter fell unless its worker began anew."""
+        after = [Counter({tenant: int(ledger.virtual(tenant)) for _, tenant in ACCOUNTS}) for ledger in self.ledgers]
+        for known in after:
+            assert known <= self.truth, (known, self.truth)
+        for old, new in zip(before, after, strict=True):
+            assert old <= new, (old, new)
+        return after
+
+
+@given(deeds)
+def test_folding_counts_nothing_twice_and_lets_no_counter_fall(deeds: list[tuple[str, int, random.Random]]) -> None:
+    world = World()
+    seen = [Counter[str]() for _ in world.ledgers]
+    for deed, number, rng in deeds:
+        world.do(deed, number, rng)
+        if deed == "restart":
+            seen[number] = Counter()
+        seen = world.check(seen)
+    for _ in range(2):
+        for number, _ in enumerate(world.ledgers):
+            world.tell(number, random.Random(0), loss=0.0)
+    assert same(world.ledgers[0], world.ledgers[1])
+    assert same(world.ledgers[1], world.ledgers[2])
+
+
+@given(deeds)
+def test_who_hears_everything_knows_everything_through_all_generations(
+    deeds: list[tuple[str, int, random.Random]],
+) -> None:
+    world = World()
+    for deed, number, rng in deeds:
+        world.do(deed, number, rng, loss=0.0)
+        world.tell(number, rng, loss=0.0)
+        if deed == "restart":
+            world.tell((number + 1) % 3, rng, loss=0.0)
+    assert all(ledger.virtual(tenant) == world.truth[tenant] for ledger in world.ledgers for _, tenant in ACCOUNTS)
+
+
+def test_epochs_do_not_pile_up() -> None:
+    """A thousand restarts in a hundred generations: what is kept apart is what served in two of them."""
+    survivor = Ledger(Origin("w1", "e1"))
+    for number in range(1000):
+        dead = Ledger(Origin("w0", f"e{number}"))
+        dead.advance(number // 10)
+        dead.charge(("default", "a"), 2.0, 1.0)
+        survivor.merge(message(dead))
+    assert len(survivor.served) <= NUM_KEPT * 11
+    assert (survivor.total(("default", "a")), survivor.virtual("a")) == (2000.0, 1000.0)
+
+
+def test_a_chapter_that_was_folded_is_not_counted_again() -> None:
+    reader, writer = Ledger(Origin("w0", "e1")), Ledger(Origin("w1", "e1"))
+    writer.charge(("default", "a"), 5.0, 5.0)
+    late = message(writer)
+    reader.merge(late)
+    reader.advance(NUM_KEPT)
+    reader.merge(late)
+    assert reader.virtual("a") == 5.0
+    assert reader.base.keys() == {("default", "a")}
