@@ -7,10 +7,12 @@ from collections.abc import Callable, Collection
 
 
 class Line:
-    """Tenants that wait in one class, least counter first, then whoever was chosen longest ago.
+    """Tenants that wait in one class, least counter first, then who has not been chosen since it began to wait, then
+    whoever was chosen longest ago.
 
-    Counters and turns only grow, so the key of a tenant in the heap is a lower bound and is corrected when it
-    surfaces: a charge costs nothing here, a choice the logarithm of the number of tenants.
+    Counters only grow, so the key of a tenant in the heap is a lower bound and is corrected when it surfaces: a charge
+    costs nothing here, a choice the logarithm of the number of tenants. Turns grow too, but for a tenant that comes
+    back to the very counter it left with, which then keeps its old place among its equals.
     """
 
     def __init__(self, counter: Callable[[str], float]) -> None:
@@ -23,6 +25,9 @@ class Line:
         self._num_turns = 0
 
     def join(self, tenant: str, num_waiting: int) -> None:
+        if tenant not in self.waiting:
+            # Lifted to the least counter, it would else stand behind the tenant that it was lifted to.
+            self._turns.pop(tenant, None)
         self.waiting[tenant] = num_waiting
         if tenant not in self._in_heap:
             self._in_heap.add(tenant)

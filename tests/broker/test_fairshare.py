@@ -37,6 +37,20 @@ class TestChoice:
         chosen = [fair.choose(0.0) for _ in range(6)]
         assert chosen == [lane(tenant) for tenant in "abcabc"]
 
+    def test_who_comes_back_goes_before_the_equal_it_was_lifted_to(self) -> None:
+        """Otherwise each worker of a fleet may first serve that one: a light tenant would wait for as many releases."""
+        fair = fair_share()
+        fair.set_backlog(lane("light"), 1, 0.0)
+        fair.set_backlog(lane("flood"), 5, 0.0)
+        for tenant in ("flood", "light"):
+            assert fair.choose(0.0) == lane(tenant)
+            fair.charge(lane(tenant), num_input=10, now_s=0.0)
+        fair.set_backlog(lane("light"), 0, 0.0)
+        fair.charge(lane("flood"), num_input=100, now_s=0.0)
+        fair.set_backlog(lane("light"), 1, 0.0)
+        assert fair.counter("light") == fair.counter("flood")
+        assert fair.choose(0.0) == lane("light")
+
     def test_excluded_lanes_are_passed_over_and_come_back(self) -> None:
         fair = fair_share()
         for tenant in "ab":
