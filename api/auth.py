@@ -31,6 +31,9 @@ class Gate:
     async def __call__(self, connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
         """Raises RequestError: 401 without a valid key or token, 403 without the scope, 503 where a token cannot be
         checked now."""
+        if connection.scope["method"] == "OPTIONS":  # type: ignore[typeddict-item]
+            # Which methods a path has is in the OpenAPI document, for everybody.
+            return
         principal = await self.authenticate(connection.headers.get("authorization"))
         connection.scope["state"][PRINCIPAL] = principal
         scope: Scope | None = handler.opt.get("scope")

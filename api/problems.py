@@ -136,9 +136,20 @@ def _on_http(request: Request[Any, Any, Any], error: HTTPException) -> Response[
         if error.status_code >= 500:
             return _on_error(request, error)
         code, message = Code.INVALID_REQUEST, "the server could not read this request"
-    message = message.format(method=request.method, path=request.url.path)
+    message, param = message.format(method=request.method, path=request.url.path), None
+    if error.status_code == 400 and (wrong := _wrong_parameter(error)) is not None:
+        param, message = wrong[0], f"'{wrong[0]}': {wrong[1]}"
     allow = {key: value for key, value in (error.headers or {}).items() if key.lower() == "allow"}
-    return respond(Failure(code=code.value, message=message), allow)
+    return respond(Failure(code=code.value, message=message, param=param), allow)
+
+
+def _wrong_parameter(error: HTTPException) -> tuple[str, str] | None:
+    """Name and fault of the first query parameter that Litestar could not read."""
+    for each in error.extra if isinstance(error.extra, list) else ():
+        if isinstance(each, dict) and each.get("source") == "query" and "key" in each:
+            fault = str(each.get("message", "cannot be read"))
+            return str(each["key"]), fault[:1].lower() + fault[1:]
+    return None
 
 
 def _on_error(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:

@@ -7,12 +7,13 @@ import time
 import msgspec
 from litestar import Response, get
 from litestar.di import NamedDependency
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import generate_latest
 
 from inferflux.broker.wire import WorkerBeat
 from inferflux.registry.fleet import Fleet
 
 from ..status import Status
+from .health import EXPOSITION
 
 
 @get("/workers", opt={"scope": "admin"})
@@ -33,7 +34,7 @@ async def get_metrics(status: NamedDependency[Status]) -> Response[bytes]:
     header names the replica, because there another one may answer next."""
     await status.refresh_metrics()
     headers = {"x-inferflux-replica": status.replica}
-    return Response(generate_latest(status.registry), media_type=CONTENT_TYPE_LATEST, headers=headers)
+    return Response(generate_latest(status.registry), media_type=EXPOSITION, headers=headers)
 
 
 def _full(beat: WorkerBeat) -> dict[str, object]:

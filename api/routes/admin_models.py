@@ -23,7 +23,7 @@ from inferflux.registry.roots import ModelRoots
 from ..gateway import Gateway
 from ..model_states import ModelState, model_states
 
-ModelId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$", max_length=128)]
+ModelId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$(?!\n)", max_length=128)]
 Limit = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 RESERVED = ("default", "reload")
 

@@ -32,7 +32,7 @@ async def openapi_json() -> Response[bytes]:
 @get("/docs")
 async def docs() -> Response[bytes]:
     """The OpenAPI document, to read."""
-    return Response(_page(), media_type="text/html; charset=utf-8")
+    return Response(_page(), media_type="text/html")
 
 
 @cache

@@ -1,9 +1,9 @@
-"""GET /livez, /readyz, /healthz and /metrics: open to everybody who can reach the port."""
+"""GET and HEAD of /livez, /readyz, /healthz and /metrics: open to everybody who can reach the port."""
 
 from __future__ import annotations
 
 import msgspec
-from litestar import Response, get
+from litestar import HttpMethod, Response, route
 from litestar.di import NamedDependency
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
@@ -13,14 +13,20 @@ from ..gateway import Gateway
 from ..model_states import overall
 from ..status import Status
 
+EXPOSITION = CONTENT_TYPE_LATEST.removesuffix("; charset=utf-8")
+"""Litestar names the charset itself."""
 
-@get("/livez")
+READS = (HttpMethod.GET, HttpMethod.HEAD)
+"""Who looks after processes often asks for the status alone."""
+
+
+@route("/livez", http_method=READS)
 async def livez() -> Response[bytes]:
     """Whether the process answers at all."""
     return Response(b'{"status":"ok"}', media_type="application/json")
 
 
-@get(["/readyz", "/healthz"])
+@route(["/readyz", "/healthz"], http_method=READS)
 async def readyz(
     status: NamedDependency[Status], gateway: NamedDependency[Gateway], fleet: NamedDependency[Fleet]
 ) -> Response[bytes]:
@@ -38,8 +44,8 @@ async def readyz(
     return Response(body, status_code=200 if ready else 503, media_type="application/json")
 
 
-@get("/metrics")
+@route("/metrics", http_method=READS)
 async def metrics(status: NamedDependency[Status]) -> Response[bytes]:
     """Prometheus text: this replica's counters, the queues, and the fleet from its heartbeats."""
     await status.refresh_metrics()
-    return Response(generate_latest(status.registry), media_type=CONTENT_TYPE_LATEST)
+    return Response(generate_latest(status.registry), media_type=EXPOSITION)

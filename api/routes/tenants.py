@@ -102,6 +102,8 @@ async def delete_tenant(
 def checked_name(name: str) -> str:
     """A tenant's name that subjects can carry. Raises RequestError."""
     try:
+        if not name.isprintable():
+            raise ValueError("its name has characters that nobody can see")
         encode_token(name)
     except ValueError as error:
         raise RequestError(Code.INVALID_REQUEST, f"tenant: {error}", param="tenant") from None

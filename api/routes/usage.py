@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import time
+from datetime import date
 
 import msgspec
 from litestar import Response, get
@@ -15,7 +15,6 @@ from inferflux.registry.limits import LimitStore, tenant_limit
 from inferflux.registry.quota import month
 from inferflux.registry.usage import Period, UsageBook, UsageRow, total
 
-_DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 _PERIODS: tuple[Period, ...] = ("day", "month")
 
 
@@ -51,7 +50,7 @@ async def get_usage(
 ) -> Response[bytes]:
     """Usage of the days from `since` to `until`, of one tenant, key or model or of all."""
     for name, value in (("since", since), ("until", until)):
-        if value is not None and not _DAY.fullmatch(value):
+        if value is not None and not _is_day(value):
             raise RequestError(Code.INVALID_REQUEST, f"{name}: write a day as YYYY-MM-DD", param=name)
     period: Period | None = next((each for each in _PERIODS if each == by), None)
     if period is None:
@@ -69,3 +68,10 @@ async def get_usage(
     ]
     answer = UsageAnswer(data=rows, total=total(rows), budgets=budgets)
     return Response(msgspec.json.encode(answer), media_type="application/json")
+
+
+def _is_day(text: str) -> bool:
+    try:
+        return date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        return False

@@ -252,7 +252,9 @@ class TestAdmin:
         by_month = (await api.client.get("/v1/admin/usage?by=month&tenant=acme&key=k1")).json()["data"]
         assert [(row["period"], row["requests"]) for row in by_month] == [("2027-01", 2)]
 
-    @pytest.mark.parametrize("query", ["since=yesterday", "until=2026-1-1", "by=year"])
+    @pytest.mark.parametrize(
+        "query", ["since=yesterday", "since=2026-02-30", "until=2026-1-1", "until=20260101", "by=year"]
+    )
     async def test_unclear_questions_are_refused(self, api: Any, query: str) -> None:
         answer = await api.client.get(f"/v1/admin/usage?{query}")
         assert answer.status_code == 400

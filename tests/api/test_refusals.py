@@ -249,3 +249,20 @@ async def test_what_the_broker_does_not_do_is_no_crash(
 
     assert (response.status_code, response.json()["error"]["code"]) == (status, code)
     assert ("retry-after" in response.headers) is (status == 503)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "param"),
+    [
+        ("DELETE", "/v1/admin/models/x?dry_run=maybe", None, "dry_run"),
+        ("POST", "/v1/admin/models", {"id": "x\n", "backend": "stub"}, "id"),
+        ("PUT", "/v1/admin/tenants/a%0Ab", {}, "tenant"),
+        ("POST", COMPLETIONS, {"prompt": "x", "logit_bias": {"5\n": 1}}, "logit_bias"),
+    ],
+)
+async def test_what_nobody_can_have_meant_is_named(api: Any, method: str, path: str, body: Any, param: str) -> None:
+    content = None if body is None else msgspec.json.encode(body)
+    response = await api.client.request(method, path, content=content, headers={"content-type": "application/json"})
+
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["param"] == param

@@ -57,6 +57,16 @@ async def test_open_to_everybody(api: Any, path: str) -> None:
     response = await api.client.get(path, headers={"authorization": ""})
 
     assert response.status_code == 200
+    assert response.headers["content-type"].count("charset") <= 1
+    if path in ("/livez", "/readyz", "/healthz", "/metrics"):
+        assert (await api.client.head(path)).status_code == 200
+
+
+async def test_a_path_says_which_methods_it_has(api: Any) -> None:
+    response = await api.client.options("/v1/chat/completions", headers={"authorization": ""})
+
+    assert response.status_code == 204
+    assert "POST" in response.headers["allow"]
 
 
 async def test_metrics_show_requests_queues_and_workers(api: Any) -> None:
@@ -134,7 +144,7 @@ async def test_every_route_is_documented_and_answers_as_documented(api: Any) -> 
         for route in api.app.routes
         if isinstance(route, HTTPRoute)
         for method in route.methods
-        if method != "OPTIONS"
+        if method not in ("OPTIONS", "HEAD")
     }
     document = (await api.client.get("/openapi.json")).json()
 
