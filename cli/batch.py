@@ -44,8 +44,11 @@ def submit(
 ) -> None:
     """Upload FILE and have its lines answered; prints the batch's id."""
     pairs = dict(_pair(each) for each in metadata or ())
+    endpoint = jobs.endpoint_of(file)
+    if endpoint is None:
+        raise CommandFailed(f"{file}: its first line is no request; `inferctl batch validate {file}` says why")
     with connect(url, api_key) as client, jobs.with_model(file, model) as path:
-        batch = jobs.submit(client, path, jobs.endpoint_of(path), window, pairs)
+        batch = jobs.submit(client, path, endpoint, window, pairs)
         if wait:
             batch = _watched(client, batch["id"])
     if as_json:
@@ -152,9 +155,11 @@ def validate(
     from inferflux.api.batches.task import ENDPOINTS
     from inferflux.api.batches.validation import Validation
 
-    wanted = endpoint or jobs.endpoint_of(file)
-    if wanted not in ENDPOINTS:
-        raise CommandFailed(f"the endpoint {wanted!r} is none of {', '.join(ENDPOINTS)}")
+    if endpoint is not None and endpoint not in ENDPOINTS:
+        raise CommandFailed(f"the endpoint {endpoint!r} is none of {', '.join(ENDPOINTS)}")
+    named = jobs.endpoint_of(file)
+    # A first line that names none is one of the problems to be told.
+    wanted = endpoint or (named if named in ENDPOINTS else jobs.CHAT)
     found = Validation(wanted, MAX_LINES, MAX_LINE_BYTES, lambda name: name)
     splitter = LineSplitter(MAX_LINE_BYTES)
     with jobs.opened(file) as source:
@@ -191,9 +196,11 @@ def run(
 ) -> None:
     """Answer plain prompts, one a line, and write `{"prompt", "text", "error"}` for each, in their order."""
     text = read_prompt() if str(prompts) == "-" else _text(prompts)
-    asked = [each for each in text.splitlines() if each.strip()]
+    # Not `splitlines`: a prompt may hold every other character that Unicode counts as a line break.
+    asked = [each.removesuffix("\r") for each in text.split("\n") if each.strip()]
     if not asked:
         raise CommandFailed(f"{prompts}: there is no prompt in it")
+    jobs.check_writable(output)
     with (
         connect(url, api_key) as client,
         jobs.from_prompts(asked, model, max_tokens=max_tokens, temperature=temperature) as path,

@@ -22,19 +22,19 @@ BATCHES = "/v1/batches"
 CHAT = "/v1/chat/completions"
 OVER = ("completed", "failed", "expired", "cancelled")
 POLL_S = 1.0
+AWAY_S = 120.0
+"""How long the server may be away while a batch is followed: it, or another replica, goes on with the batch."""
 
 
-def endpoint_of(path: Path) -> str:
-    """The endpoint that a file's first line names. Raises CommandFailed where there is none."""
+def endpoint_of(path: Path) -> str | None:
+    """The endpoint that a file's first line names, where there is one. Raises CommandFailed."""
     for line in _lines(path):
         try:
             url = json.loads(line).get("url")
         except (ValueError, AttributeError):
-            break
-        if isinstance(url, str):
-            return url
-        break
-    raise CommandFailed(f"{path}: its first line is no request; `inferctl batch validate {path}` says why")
+            return None
+        return url if isinstance(url, str) else None
+    return None
 
 
 @contextmanager
@@ -81,12 +81,19 @@ def show(client: Client, ident: str) -> dict[str, Any]:
 
 
 def follow(client: Client, ident: str) -> Iterator[dict[str, Any]]:
-    """The batch as it goes on, once a second, until it has ended."""
+    """The batch as it goes on, once a second, until it has ended. A server that is away for a while is waited for."""
+    heard_s = time.monotonic()
     while True:
-        batch = show(client, ident)
-        yield batch
-        if batch["status"] in OVER:
-            return
+        try:
+            batch = show(client, ident)
+        except CommandFailed as error:
+            if getattr(error, "status", 503) < 500 or time.monotonic() - heard_s > AWAY_S:
+                raise
+        else:
+            heard_s = time.monotonic()
+            yield batch
+            if batch["status"] in OVER:
+                return
         time.sleep(POLL_S)
 
 
@@ -166,6 +173,16 @@ def written(path: Path) -> Iterator[IO[bytes]]:
         raise CommandFailed(f"{path} cannot be written: {error.strerror}") from None
     with out:
         yield out
+
+
+def check_writable(path: Path) -> None:
+    """Raises CommandFailed where `written` would; what is there stays."""
+    if str(path) == "-":
+        return
+    try:
+        path.open("ab").close()
+    except OSError as error:
+        raise CommandFailed(f"{path} cannot be written: {error.strerror}") from None
 
 
 def opened(path: Path) -> IO[bytes]:

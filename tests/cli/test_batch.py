@@ -182,6 +182,17 @@ def test_validate_needs_no_server(inferctl: Any, file: Path) -> None:
     assert inferctl("batch", "validate", str(file.with_name("none"))).status == 1
 
 
+@pytest.mark.parametrize(
+    ("first", "code"), [(b"not JSON\n", "invalid_json_line"), (jsonl([line(1, url="/v1/images")]), "invalid_url")]
+)
+def test_validate_tells_what_is_wrong_with_the_first_line(inferctl: Any, file: Path, first: bytes, code: str) -> None:
+    file.write_bytes(first + jsonl([line(2)]))
+    told = json.loads(inferctl("batch", "validate", str(file), "--json").out)
+    assert [(each["line"], each["code"]) for each in told["problems"]] == [(1, code)]
+    submitted = inferctl("batch", "submit", str(file), "--url", "http://127.0.0.1:1")
+    assert submitted.status == 1
+
+
 def test_run_answers_prompts_in_their_order(inferctl: Any, http_server: Any, server: Server, tmp_path: Path) -> None:
     prompts, output = tmp_path / "prompts.txt", tmp_path / "out.jsonl"
     prompts.write_text("null\neins\n\nzwei\ndrei\n")
@@ -195,6 +206,51 @@ def test_run_answers_prompts_in_their_order(inferctl: Any, http_server: Any, ser
         {"prompt": "drei", "text": None, "error": "too late"},
     ]
     assert b'"max_tokens": 9' in server.uploaded
+
+
+def test_run_takes_lines_as_they_are(inferctl: Any, http_server: Any, server: Server, tmp_path: Path) -> None:
+    prompts, output = tmp_path / "prompts.txt", tmp_path / "out.jsonl"
+    prompts.write_bytes("a\u2028b\x0cc\r\n  d\r\n\ne\nf".encode())
+    url = http_server(server.answer).url
+    assert inferctl("batch", "run", str(prompts), "-o", str(output), "--url", url).status == 0
+    assert server.uploaded.count(b'"custom_id"') == 4
+    assert '"a\u2028b\\fc"'.encode() in server.uploaded
+    assert b'"  d"' in server.uploaded
+
+
+def test_run_looks_first_whether_it_can_write(inferctl: Any, http_server: Any, server: Server, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("one\n")
+    url = http_server(server.answer).url
+    result = inferctl("batch", "run", str(prompts), "-o", str(tmp_path / "none" / "out.jsonl"), "--url", url)
+    assert result.status == 1
+    assert "cannot be written" in result.err
+    assert not server.uploaded
+
+
+def test_waiting_outlasts_a_server_that_is_away(inferctl: Any, http_server: Any, server: Server, file: Path) -> None:
+    away = iter([503, 502])
+
+    def answer(asked: Asked) -> Answer:
+        if asked.method == "GET" and (status := next(away, None)):
+            return Answer(status, {"error": {"message": "away", "code": "broker_unavailable"}})
+        return server.answer(asked)
+
+    result = inferctl("batch", "submit", str(file), "--wait", "--json", "--url", http_server(answer).url)
+    assert (result.status, json.loads(result.out)["status"]) == (0, "completed")
+
+
+def test_waiting_ends_with_a_server_that_stays_away(
+    inferctl: Any, http_server: Any, server: Server, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inferflux.cli.jobs.AWAY_S", 0.0)
+
+    def answer(asked: Asked) -> Answer:
+        return Answer(503, {"error": {"message": "away"}}) if asked.method == "GET" else server.answer(asked)
+
+    result = inferctl("batch", "submit", str(file), "--wait", "--url", http_server(answer).url)
+    assert result.status == 1
+    assert "away" in result.err
 
 
 def test_the_rate_is_that_of_what_was_seen() -> None:
