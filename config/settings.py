@@ -214,10 +214,12 @@ class LlamaCppSettings(Section, frozen=True, kw_only=True):
 
 
 class TorchSettings(Section, frozen=True, kw_only=True):
-    """Options of the torch backend; 0 threads means one for each physical core that is really there."""
+    """Options of the torch backend; 0 threads means one for each physical core that is really there. `dtype` is that of
+    weights and KV; `quantization` stores the matrices in 8 bits instead, on a CPU."""
 
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    quantization: Literal["none", "int8"] = "none"
     threads: Annotated[int, Meta(ge=0)] = 0
     context_length: Annotated[int, Meta(ge=0)] = 0
 

@@ -16,6 +16,7 @@ from inferflux.workers.backends.backend import Chunk, SamplingParams
 from inferflux.workers.backends.torch_engine.checkpoint import Checkpoint
 from inferflux.workers.backends.torch_engine.decoder import Decoder
 from inferflux.workers.backends.torch_engine.exchange import NoExchange
+from inferflux.workers.backends.torch_engine.native_decoder import make_decoder
 from inferflux.workers.backends.torch_engine.operations import Operations, PlainOperations
 from inferflux.workers.backends.torch_engine.shard import Shard
 from inferflux.workers.backends.torch_engine.step import make_step
@@ -46,6 +47,16 @@ VARIANTS: dict[str, Callable[[], Any]] = {
     ),
     "llama, llama3 rope": lambda: transformers.LlamaConfig(
         **SMALL, rope_parameters={**LLAMA3, "original_max_position_embeddings": 64, "rope_theta": 500_000.0}
+    ),
+    "llama, dynamic rope": lambda: transformers.LlamaConfig(
+        **SMALL, rope_parameters={"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10_000.0}
+    ),
+    "llama, groups of 7": lambda: transformers.LlamaConfig(
+        **{**SMALL, "hidden_size": 112, "num_attention_heads": 14, "num_key_value_heads": 2}
+    ),
+    "llama, no groups": lambda: transformers.LlamaConfig(**{**SMALL, "num_key_value_heads": 4}),
+    "mistral, head size 96": lambda: transformers.MistralConfig(
+        **{**SMALL, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 96}, sliding_window=None
     ),
     "mistral, window": lambda: transformers.MistralConfig(**SMALL, sliding_window=9),
     "qwen2": lambda: transformers.Qwen2Config(**SMALL),
@@ -112,13 +123,21 @@ def export_model(checkpoint: Checkpoint, folder: Path) -> Any:
 
 
 class Forward:
-    """A decoder and enough pages for one sequence."""
+    """A decoder and enough pages for one sequence. Blocks are computed in one call where they can, unless `apart`."""
 
-    def __init__(self, checkpoint: Checkpoint, operations: Operations | None = None, length: int = 256) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        operations: Operations | None = None,
+        length: int = 256,
+        *,
+        apart: bool = False,
+    ) -> None:
         operations = operations or PlainOperations(CPU, torch.float32)
         dtype = operations.make_pages(1, 16, checkpoint.architecture).keys.dtype
         weights = WeightReader(checkpoint, operations, Shard(), CPU, dtype).read(lambda _: None)
-        self.decoder = Decoder(checkpoint.architecture, weights, operations, NoExchange(), length, CPU)
+        make = Decoder if apart else make_decoder
+        self.decoder = make(checkpoint.architecture, weights, operations, NoExchange(), length, CPU)
         self.pages = self.decoder.make_pages(length // 16, 16)
         self.table = list(reversed(range(length // 16)))
 

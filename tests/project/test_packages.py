@@ -49,7 +49,7 @@ def test_the_wheel_holds_every_module_and_setting_file(tmp_path: Path) -> None:
         f"inferflux/{path.relative_to(source).as_posix()}"
         for room in ROOMS
         for path in (source / room).rglob("*")
-        if path.name == "py.typed" or path.suffix in (".py", ".yaml", ".cpp", ".html", ".css", ".js")
+        if path.name == "py.typed" or path.suffix in (".py", ".yaml", ".cpp", ".h", ".html", ".css", ".js")
     }
     assert packed == expected
 

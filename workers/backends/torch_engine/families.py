@@ -42,8 +42,8 @@ def llama(config: Config, where: str) -> Architecture:
 
 
 def mistral(config: Config, where: str) -> Architecture:
-    """Llama with a sliding window in every layer, where the config names one."""
-    windows = (config.get("sliding_window"),) * config["num_hidden_layers"]
+    """Llama with a sliding window in every layer, unless the config says null."""
+    windows = (config.get("sliding_window", 4096),) * config["num_hidden_layers"]
     return _decoder(config, where, family="mistral", windows=windows)
 
 
@@ -53,7 +53,8 @@ def qwen2(config: Config, where: str) -> Architecture:
 
 
 def qwen3(config: Config, where: str) -> Architecture:
-    """Each head's queries and keys are normalized before they are rotated."""
+    """Queries and keys of each head are normalized before they are rotated. Heads have 128 features by default."""
+    config = {"head_dim": 128, **config}
     biased = bool(config.get("attention_bias", False))
     return _decoder(
         config,

@@ -32,15 +32,14 @@ class KVPages:
     def read(self, table: Sequence[int]) -> Tensor:
         """The pages' bytes, (tensors, pages, bytes), on the host."""
         index = torch.tensor(list(table), dtype=torch.int64, device=self._tensors[0].device)
-        parts = [tensor[index].flatten(1).view(torch.uint8) for tensor in self._tensors]
-        return torch.stack(parts).cpu()
+        return torch.stack([tensor[index].flatten(1).cpu().view(torch.uint8) for tensor in self._tensors])
 
     def write(self, table: Sequence[int], content: Tensor) -> None:
         """Put what `read` gave into other pages, as many as `content` has."""
         index = torch.tensor(list(table), dtype=torch.int64, device=self._tensors[0].device)
         for tensor, part in zip(self._tensors, content, strict=True):
-            part = part.to(tensor.device).contiguous().view(tensor.dtype)
-            tensor[index] = part.view(len(index), *tensor.shape[1:])
+            part = part.contiguous().view(tensor.dtype).view(len(index), *tensor.shape[1:])
+            tensor[index] = part.to(tensor.device)
 
     def parse(self, data: bytes) -> Tensor | None:
         """Bytes of `read` as a tensor; None when they are not a whole number of this model's pages."""

@@ -18,11 +18,13 @@ from inferflux.config.logs import get_logger
 
 log = get_logger("torch")
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
+FOLDER = Path(__file__).with_name("kernels")
+SOURCE = FOLDER / "kernels.cpp"
 COMPILERS = ("c++", "g++", "clang++")
-FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fopenmp", "-Wno-psabi")
-FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq")
-"""What the kernels can use of an x86 processor. Never -march=native: it may name what the compiler gets wrong."""
+FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fopenmp", "-Wno-psabi")
+FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni")
+"""What the kernels can use of an x86 processor, as Linux calls it. Never -march=native: it may name what the compiler
+gets wrong."""
 BUILD_TIMEOUT_S, CHECK_TIMEOUT_S = 120.0, 20.0
 CHECK = "import ctypes, sys; sys.exit(not ctypes.CDLL(sys.argv[1]).inferflux_check())"
 
@@ -55,13 +57,14 @@ def _processor_flags() -> list[str]:
     except OSError:
         return []
     known = next((line.split() for line in text.splitlines() if line.startswith("flags")), [])
-    flags = [f"-m{feature}" for feature in FEATURES if feature in known]
+    flags = [f"-m{feature.replace('_', '')}" for feature in FEATURES if feature in known]
     return [*flags, "-mprefer-vector-width=512"] if "avx512f" in known else flags
 
 
 def _digest(command: list[str]) -> str:
-    digest = hashlib.blake2b(SOURCE.read_bytes(), digest_size=16)
-    digest.update(shlex.join(command).encode())
+    digest = hashlib.blake2b(shlex.join(command).encode(), digest_size=16)
+    for path in sorted(FOLDER.iterdir()):
+        digest.update(path.read_bytes())
     return digest.hexdigest()
 
 

@@ -45,7 +45,7 @@ class Operations(Protocol):
     activation_dtype: torch.dtype
 
     def linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
-        """Make a (outputs, inputs) matrix ready; `weight` is not kept unless it is used as it is."""
+        """Make a (outputs, inputs) matrix of any dtype ready; it is not kept unless it is used as it is."""
 
     def embed(self, tokens: Tensor, table: Tensor) -> Tensor: ...
 
@@ -142,17 +142,20 @@ class PlainOperations:
     def see(self, queries: Tensor, step: Step, pages: Pages, layer: Layer) -> Tensor:
         """Attention of each sequence over its own pages, one after the other."""
         starts, lengths = step.starts.tolist(), step.lengths.tolist()
+        group = layer.num_heads // layer.num_kv_heads
         seen = torch.empty_like(queries)
         for index, length in enumerate(lengths):
             own = slice(starts[index], starts[index + 1])
-            keys, values = (tensor[step.block_tables[index]].flatten(0, 1)[:length] for tensor in pages)
+            # Not every device takes fewer heads of keys than of queries.
+            keys, values = (
+                tensor[step.block_tables[index]].flatten(0, 1)[:length].repeat_interleave(group, 1) for tensor in pages
+            )
             mask = visible(step.positions[own], length, layer.window)
             seen[own] = functional.scaled_dot_product_attention(
                 queries[own].transpose(0, 1)[None],
                 keys.transpose(0, 1)[None],
                 values.transpose(0, 1)[None],
                 attn_mask=mask,
-                enable_gqa=True,
             )[0].transpose(0, 1)
         return seen.flatten(1)
 

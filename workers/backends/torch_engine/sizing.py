@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import msgspec
 
 from inferflux.broker.errors import ConfigError
 from inferflux.config.settings import RuntimeSettings
 
 AUTO_SEQUENCE_LENGTH = 2048
-AUTO_MEMORY_SHARE = {"cpu": 0.25, "gpu": 0.9}
-"""A host has other uses for its memory. What a step needs on a GPU is taken off before."""
+HOST_SHARE, DEVICE_SHARE = 0.25, 0.9
+"""A host has other uses for its memory, which MPS shares. What a step needs on a GPU is taken off before."""
 
 
 class KVSize(msgspec.Struct, frozen=True):
@@ -23,23 +21,25 @@ class KVSize(msgspec.Struct, frozen=True):
 
 def size_kv(
     settings: RuntimeSettings,
+    page_size: int,
     trained_length: int,
     page_bytes: int,
     available_bytes: int,
-    hardware: Literal["cpu", "gpu"],
+    *,
+    has_own_memory: bool,
 ) -> KVSize:
-    """`paged_kv.cpu_pages` as they are; otherwise 2,048 tokens for each sequence of a full batch, or the wanted
-    context length, in at most a quarter of `available_bytes`, or nine tenths of
-    those of a GPU.
+    """Room for `paged_kv.cpu_pages` of the size that was set; otherwise 2,048 tokens for each sequence of a full batch,
+    or the wanted context length, in at most a quarter of `available_bytes`, or nine tenths of them
+    where the device has memory of its own.
 
     Raises ConfigError when `torch.context_length` does not fit.
     """
-    page_size, wanted = settings.paged_kv.page_size, settings.torch.context_length
-    num_pages = settings.paged_kv.cpu_pages
+    wanted, share = settings.torch.context_length, DEVICE_SHARE if has_own_memory else HOST_SHARE
+    num_pages = -(-settings.paged_kv.cpu_pages * settings.paged_kv.page_size // page_size)
     if not num_pages:
         length = min(wanted or AUTO_SEQUENCE_LENGTH, trained_length)
         useful = settings.scheduler.max_batch_size * -(-length // page_size)
-        num_pages = max(1, min(useful, int(available_bytes * AUTO_MEMORY_SHARE[hardware]) // page_bytes))
+        num_pages = max(1, min(useful, int(available_bytes * share) // page_bytes))
     room = num_pages * page_size
     length = min(wanted or trained_length, trained_length)
     if wanted and length > room:

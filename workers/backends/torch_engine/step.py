@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
+from typing import Any
 
 import msgspec
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..backend import Chunk
@@ -37,32 +39,32 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
 
 def make_step(chunks: Sequence[Chunk], page_size: int, device: torch.device) -> Step:
     """Lay out chunks. Those that want a token get a row of logits, in their order."""
-    counts = [len(chunk.tokens) for chunk in chunks]
-    ends = list(accumulate(counts))
-    lengths = [chunk.start + count for chunk, count in zip(chunks, counts, strict=True)]
-    width = max(-(-length // page_size) for length in lengths)
-    tables = torch.zeros((len(chunks), width), dtype=torch.int32)
-    for row, (chunk, length) in enumerate(zip(chunks, lengths, strict=True)):
-        num_pages = -(-length // page_size)
-        tables[row, :num_pages] = torch.tensor(chunk.block_table[:num_pages], dtype=torch.int32)
-    positions = torch.cat([torch.arange(chunk.start, length) for chunk, length in zip(chunks, lengths, strict=True)])
-    rows = torch.repeat_interleave(torch.arange(len(chunks)), torch.tensor(counts))
-    cells = tables[rows, positions // page_size].to(torch.int64) * page_size + positions % page_size
+    counts = np.array([len(chunk.tokens) for chunk in chunks])
+    lengths = np.array([chunk.start for chunk in chunks]) + counts
+    ends = counts.cumsum()
+    used = -(-lengths // page_size)
+    tables = np.zeros((len(chunks), used.max()), dtype=np.int32)
+    for row, (chunk, num_pages) in enumerate(zip(chunks, used.tolist(), strict=True)):
+        tables[row, :num_pages] = chunk.block_table[:num_pages]
+    rows = np.arange(len(chunks)).repeat(counts)
+    positions = np.arange(ends[-1]) + (lengths - ends)[rows]
+    cells = tables[rows, positions // page_size].astype(np.int64) * page_size + positions % page_size
     tokens = [token for chunk in chunks for token in chunk.tokens]
-    outputs = [end - 1 for chunk, end in zip(chunks, ends, strict=True) if chunk.sampling is not None]
+    wanted = [chunk.sampling is not None for chunk in chunks]
 
-    def move(tensor: Tensor) -> Tensor:
+    def move(values: NDArray[Any], dtype: type[np.integer[Any]] = np.int32) -> Tensor:
         """A GPU copies while the host goes on; only the drawn tokens are waited for."""
+        tensor = torch.from_numpy(values.astype(dtype, copy=False))
         return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
     return Step(
-        tokens=move(torch.tensor(tokens, dtype=torch.int32)),
-        positions=move(positions.to(torch.int32)),
-        cells=move(cells),
-        starts=move(torch.tensor([0, *ends], dtype=torch.int32)),
-        lengths=move(torch.tensor(lengths, dtype=torch.int32)),
+        tokens=move(np.array(tokens)),
+        positions=move(positions),
+        cells=move(cells, np.int64),
+        starts=move(np.concatenate(([0], ends))),
+        lengths=move(lengths),
         block_tables=move(tables),
-        outputs=move(torch.tensor(outputs, dtype=torch.int64)),
-        max_query=max(counts),
-        max_length=max(lengths),
+        outputs=move((ends - 1)[wanted], np.int64),
+        max_query=int(counts.max()),
+        max_length=int(lengths.max()),
     )

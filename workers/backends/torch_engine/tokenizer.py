@@ -47,7 +47,10 @@ class FastTokenizer:
         try:
             native = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
-            raise ConfigError(f"model.path: {path} cannot be read: {error}") from error
+            raise ConfigError(
+                f"model.path: {path} cannot be read: {error}; the folder needs the tokenizer in the form of "
+                "Hugging Face's tokenizers library, which transformers saves beside the weights"
+            ) from error
         return cls(native, _special_tokens(folder, native))
 
     @property
@@ -79,8 +82,8 @@ class FastTokenizer:
 
 
 def _pieces(native: tokenizers.Tokenizer) -> list[bytes]:
-    description = json.loads(native.to_str())
-    byte_level = '"ByteLevel"' in json.dumps([description.get("decoder"), description.get("pre_tokenizer")])
+    parts = [part for part in (native.decoder, native.pre_tokenizer) if part is not None]
+    byte_level = any(b'"ByteLevel"' in part.__getstate__() for part in parts)
     added = native.get_added_tokens_decoder()
     pieces = [b""] * native.get_vocab_size(with_added_tokens=True)
     for text, token in native.get_vocab(with_added_tokens=True).items():

@@ -7,20 +7,21 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from msgspec.structs import replace
 from torch import Tensor
 
 from inferflux.config.logs import get_logger
 from inferflux.config.settings import RuntimeSettings
 
-from ..backend import Capacity, Chunk, Sample, Tokenizer
+from ..backend import Capacity, Chunk, Sample, SamplingParams, Tokenizer
 from ..cores import num_physical_cores
 from .checkpoint import open_checkpoint
 from .choosing import choose_operations
 from .decode_graphs import DecodeGraphs
-from .decoder import Decoder
 from .device import available_bytes, choose_device, choose_dtype
 from .exchange import Exchange, NoExchange
 from .kv_pages import KVPages
+from .native_decoder import make_decoder
 from .sampler import Sampler
 from .shard import Shard
 from .sizing import KVSize, size_kv
@@ -29,6 +30,9 @@ from .step import Step, make_step
 from .weights import WeightReader
 
 log = get_logger("torch")
+
+REHEARSED = SamplingParams(top_p=0.5, num_logprobs=0)
+"""The draw that takes most memory."""
 
 
 class TorchBackend:
@@ -53,7 +57,7 @@ class TorchBackend:
         return self._tokenizer
 
     def start(self) -> Capacity:
-        settings, page_size = self._settings, self._settings.paged_kv.page_size
+        settings = self._settings
         torch.set_num_threads(settings.torch.threads or num_physical_cores())
         self._device = device = choose_device(settings.torch)
         dtype = choose_dtype(settings.torch, device)
@@ -61,16 +65,19 @@ class TorchBackend:
         whole = checkpoint.architecture
         local = self._shard.local(whole)
         self._tokenizer = checkpoint.tokenizer()
-        operations = choose_operations(device, dtype, local, page_size)
+        operations, page_size = choose_operations(device, dtype, local, settings.paged_kv.page_size, settings.torch)
+        self._page_size = page_size
         weights = WeightReader(checkpoint, operations, self._shard, device, dtype).read(self._loaded)
         length = min(settings.torch.context_length or whole.trained_length, whole.trained_length)
-        self._decoder = Decoder(local, weights, operations, self._exchange, length, device)
+        self._decoder = make_decoder(local, weights, operations, self._exchange, length, device)
         self._num_slots = settings.scheduler.max_batch_size
         self._max_batch_tokens = max(settings.scheduler.max_batch_tokens, self._num_slots)
         hardware: Literal["cpu", "gpu"] = "cpu" if device.type == "cpu" else "gpu"
         page_bytes = operations.make_pages(1, page_size, local).num_bytes * whole.num_layers
         spare_bytes = available_bytes(device, self._rehearse)
-        size = self._exchange.agree(size_kv(settings, whole.trained_length, page_bytes, spare_bytes, hardware))
+        own = device.type == "cuda"
+        size = size_kv(settings, page_size, whole.trained_length, page_bytes, spare_bytes, has_own_memory=own)
+        size = self._exchange.agree(size)
         self._allocate(size)
         log.info(
             "model loaded",
@@ -127,6 +134,17 @@ class TorchBackend:
         self._slots.give(slot, content, num_tokens)
         return True
 
+    def read_pages(self, pages: Sequence[int]) -> bytes:
+        return self._pages.read(pages).numpy().tobytes()
+
+    @torch.inference_mode()
+    def write_pages(self, pages: Sequence[int], data: bytes, first: int) -> bool:
+        content = self._pages.parse(data)
+        if content is None or content.shape[1] < first + len(pages):
+            return False
+        self._pages.write(pages, content[:, first : first + len(pages)])
+        return True
+
     def num_computed(self, slot: int) -> int:
         return self._slots[slot].num_tokens
 
@@ -143,7 +161,7 @@ class TorchBackend:
     def _allocate(self, size: KVSize) -> None:
         """Pages, and one more where graphs are used: their rows without a sequence compute in it."""
         uses_graphs = self._device.type == "cuda" and self._shard.world_size == 1
-        page_size = self._settings.paged_kv.page_size
+        page_size = self._page_size
         self._pages = KVPages(self._decoder.make_pages, size.num_pages + uses_graphs, page_size)
         self._slots = Slots(self._num_slots, self._pages)
         if uses_graphs:
@@ -154,14 +172,16 @@ class TorchBackend:
 
     @torch.inference_mode()
     def _rehearse(self) -> None:
-        """The largest step there is, in pages that go afterwards."""
-        page_size = self._settings.paged_kv.page_size
+        """The largest step there is, in pages that go afterwards, and a draw for every slot."""
+        page_size = self._page_size
         num_pages = -(-self._max_batch_tokens // page_size)
         chunk = Chunk(slot=0, start=0, tokens=[0] * self._max_batch_tokens, block_table=range(num_pages))
         hidden = self._decoder.hidden(
             make_step([chunk], page_size, self._device), self._decoder.make_pages(num_pages, page_size)
         )
-        self._decoder.logits(hidden[: self._num_slots])
+        logits = self._decoder.logits(hidden[: self._num_slots])
+        if not self._shard.rank:
+            self._sampler.sample(logits, [replace(chunk, sampling=REHEARSED)] * len(logits))
 
     def _generate(self, chunks: Sequence[Chunk]) -> list[Sample]:
         """One sample for each chunk. A batch that a GPU has no memory for is computed in two."""
@@ -206,7 +226,7 @@ class TorchBackend:
             tokens = chunk.tokens[start : start + self._max_batch_tokens]
             part = Chunk(slot=chunk.slot, start=start, tokens=tokens, block_table=range(num_pages))
             hidden = self._decoder.hidden(make_step([part], page_size, self._device), pages)
-            total = total + hidden.sum(0, dtype=torch.float64).cpu()
+            total = total + hidden.cpu().sum(0, dtype=torch.float64)
         self._slots.trim(chunk.slot, chunk.start + len(chunk.tokens))
         norm = float(total.norm())
         return Sample(embedding=tuple((total / norm if norm else total).tolist()))

@@ -54,15 +54,16 @@ class WeightReader:
         """`on_progress` is told the share of the layers that is read. Raises ConfigError naming a tensor that is
         missing or has an unexpected shape."""
         model = self._architecture
-        table = self._tensor("model.embed_tokens.weight", model.vocab_size, model.hidden_size).to(self._dtype)
+        table = self._tensor("model.embed_tokens.weight", model.vocab_size, model.hidden_size)
+        table = table.to(self._device, self._dtype)
         blocks = []
         for layer in range(model.num_layers):
             blocks.append(self._block(f"model.layers.{layer}"))
             on_progress((layer + 1) / model.num_layers)
-        name = "model.embed_tokens.weight" if model.ties_embeddings else "lm_head.weight"
-        vocabulary = self._shard.span(model.vocab_size)
-        head = self._linear(self._tensor(name, model.vocab_size, model.hidden_size)[vocabulary], None)
-        table = table.to(self._device)
+        last = table
+        if not model.ties_embeddings:
+            last = self._tensor("lm_head.weight", model.vocab_size, model.hidden_size)
+        head = self._linear(last[self._shard.span(model.vocab_size)], None)
         matrices = [each for block in blocks for each in (block.qkv, block.output, block.gate_up, block.down)]
         num_bytes = table.nbytes + head.num_bytes + sum(matrix.num_bytes for matrix in matrices)
         return Weights(table, blocks, self._norm("model.norm", model.hidden_size), head, num_bytes)
@@ -116,7 +117,7 @@ class WeightReader:
         return self._linear(weight, bias if self._shard.rank == 0 else None)
 
     def _linear(self, weight: Tensor, bias: Tensor | None) -> Linear:
-        return self._operations.linear(weight.to(self._dtype), bias)
+        return self._operations.linear(weight, bias)
 
     def _norm(self, name: str, size: int) -> Tensor:
         dtype = self._operations.activation_dtype

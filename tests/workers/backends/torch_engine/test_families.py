@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from harness.torch_model import VARIANTS, Forward, random_model
 
 from inferflux.broker.errors import ConfigError
@@ -23,6 +24,19 @@ def test_logits_are_those_of_transformers(variant: str, tmp_path: Path) -> None:
     forward = Forward(open_checkpoint(tmp_path))
     for chunk in (0, 1, 7):
         torch.testing.assert_close(forward.logits(TOKENS, chunk), expected, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_may_be_stored_in_fewer_bits_and_several_files(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = random_model("qwen3", tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    model.to(dtype).save_pretrained(tmp_path, max_shard_size="100KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    with torch.inference_mode():
+        expected = again(torch.tensor([TOKENS])).logits[0]
+    logits = Forward(open_checkpoint(tmp_path)).logits(TOKENS)
+    torch.testing.assert_close(logits, expected, atol=2e-4, rtol=1e-4)
 
 
 def change(folder: Path, **fields: object) -> None:
@@ -64,6 +78,17 @@ def test_a_folder_without_a_readable_config_is_an_error(tmp_path: Path, content:
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(ConfigError, match=r"config\.json"):
+        open_checkpoint(tmp_path)
+
+
+def test_files_that_are_cut_off_or_missing_are_named(tmp_path: Path) -> None:
+    random_model("llama", tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(ConfigError, match=r"tokenizer\.json cannot be read: .*; the folder needs the tokenizer"):
+        open_checkpoint(tmp_path).tokenizer()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ConfigError, match=r"model\.safetensors cannot be read"):
         open_checkpoint(tmp_path)
 
 

@@ -10,7 +10,9 @@ from harness.torch_model import CPU, VARIANTS, Forward, random_model
 from msgspec.structs import replace
 
 from inferflux.workers.backends.torch_engine.checkpoint import open_checkpoint
+from inferflux.workers.backends.torch_engine.decoder import Decoder
 from inferflux.workers.backends.torch_engine.native_build import load_kernels
+from inferflux.workers.backends.torch_engine.native_decoder import NativeDecoder
 from inferflux.workers.backends.torch_engine.native_operations import NativeOperations
 from inferflux.workers.backends.torch_engine.operations import PlainOperations
 from inferflux.workers.backends.torch_engine.packed_linear import PackedLinear
@@ -24,10 +26,10 @@ def _own_products(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("inferflux.workers.backends.torch_engine.native_operations.has_amx", lambda: False)
 
 
-def native(dtype: torch.dtype) -> NativeOperations:
+def native(dtype: torch.dtype, *, int8: bool = False) -> NativeOperations:
     library = load_kernels()
     assert library is not None, "these tests need a C++ compiler"
-    return NativeOperations(library, 2, dtype)
+    return NativeOperations(library, 2, dtype, int8=int8)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -39,10 +41,24 @@ def test_every_family_computes_what_plain_torch_does(variant: str, tmp_path: Pat
     torch.testing.assert_close(logits, expected, atol=5e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_chunks_change_no_bit(dtype: torch.dtype, tmp_path: Path) -> None:
+@pytest.mark.parametrize("variant", ["mistral, window", "qwen3", "llama, biased and tied", "llama, groups of 7"])
+def test_one_call_computes_what_many_do(variant: str, dtype: torch.dtype, int8: bool, tmp_path: Path) -> None:
+    random_model(variant, tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    apart = Forward(checkpoint, native(dtype, int8=int8), apart=True)
+    together = Forward(checkpoint, native(dtype, int8=int8))
+    assert type(apart.decoder) is Decoder
+    assert type(together.decoder) is NativeDecoder
+    assert torch.equal(together.logits(TOKENS), apart.logits(TOKENS))
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_chunks_change_no_bit(dtype: torch.dtype, int8: bool, tmp_path: Path) -> None:
     random_model("mistral, window", tmp_path)
-    forward = Forward(open_checkpoint(tmp_path), native(dtype))
+    forward = Forward(open_checkpoint(tmp_path), native(dtype, int8=int8))
     whole = forward.logits(TOKENS)
     for chunk in (1, 5, 33):
         assert torch.equal(forward.logits(TOKENS, chunk), whole)
@@ -65,6 +81,26 @@ def test_products_of_any_shape(rows: int, inputs: int, outputs: int, dtype: torc
     values = torch.randn(rows, inputs)
     expected = torch.nn.functional.linear(values, weight.float(), bias)
     torch.testing.assert_close(native(dtype).linear(weight, bias)(values), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("rows", "inputs", "outputs"), [(1, 64, 40), (13, 144, 33), (200, 16, 96)])
+def test_products_in_eight_bits(rows: int, inputs: int, outputs: int) -> None:
+    """Exactly those of what was rounded: groups of 32 inputs, 127 steps each way, for weights and for rows."""
+    torch.manual_seed(rows)
+    weight, bias, values = torch.randn(outputs, inputs), torch.randn(outputs), torch.randn(rows, inputs)
+    values[0] = 0.0
+    expected = torch.nn.functional.linear(rounded(values), rounded(weight), bias)
+    result = native(torch.bfloat16, int8=True).linear(weight, bias)(values)
+    torch.testing.assert_close(result, expected, atol=1e-3, rtol=1e-3)
+
+
+def rounded(matrix: torch.Tensor) -> torch.Tensor:
+    groups = [
+        (group / scale).round() * scale
+        for group in matrix.split(32, dim=1)
+        for scale in [group.abs().amax(1, keepdim=True).clamp(min=1e-30) / 127]
+    ]
+    return torch.cat(groups, dim=1)
 
 
 @pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN has no bfloat16 here")

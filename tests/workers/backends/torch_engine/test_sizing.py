@@ -35,13 +35,13 @@ def test_pages_follow_from_what_is_set_and_what_is_free(
         paged_kv=PagedKVSettings(cpu_pages=pages),
         torch=TorchSettings(context_length=wanted),
     )
-    assert size_kv(settings, 32768, MIB, available, "cpu") == expected
+    assert size_kv(settings, 16, 32768, MIB, available, has_own_memory=False) == expected
 
 
 def test_a_context_that_does_not_fit_is_an_error() -> None:
     settings = RuntimeSettings(paged_kv=PagedKVSettings(cpu_pages=4), torch=TorchSettings(context_length=100))
     with pytest.raises(ConfigError, match="100 tokens do not fit into 4 pages of 16"):
-        size_kv(settings, 32768, MIB, MIB, "gpu")
+        size_kv(settings, 16, 32768, MIB, MIB, has_own_memory=True)
 
 
 def test_a_batch_that_memory_is_too_small_for_is_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
