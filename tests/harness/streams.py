@@ -1,4 +1,4 @@
-"""A backend that holds tokens where llama.cpp holds their keys and values: one stream for each slot."""
+"""Backends that hold tokens where others hold their keys and values: one stream for each slot, or pages for all."""
 
 from __future__ import annotations
 
@@ -42,9 +42,11 @@ class StreamsBackend(StubBackend):
         context_length: int = 512,
         fingerprint: str = "streams",
         prefill_token_s: float = 0.0,
+        num_pages: int = 0,
     ) -> None:
         stub = StubSettings(step_s=0.0, context_length=context_length)
-        super().__init__(RuntimeSettings(scheduler=scheduler, paged_kv=PagedKVSettings(page_size=16), stub=stub))
+        paged_kv = PagedKVSettings(page_size=16, cpu_pages=num_pages)
+        super().__init__(RuntimeSettings(scheduler=scheduler, paged_kv=paged_kv, stub=stub))
         self.fingerprint = fingerprint
         self.prefill_token_s = prefill_token_s
         self.streams: list[list[int]] = [[] for _ in range(scheduler.max_batch_size)]
@@ -90,3 +92,44 @@ class StreamsBackend(StubBackend):
 
     def num_computed(self, slot: int) -> int:
         return len(self.streams[slot])
+
+
+class PagesBackend(StreamsBackend):
+    """Reads nothing but the pages of a sequence's block table, which any slot can read."""
+
+    def start(self) -> Capacity:
+        capacity = msgspec.structs.replace(super().start(), pages_shared=True)
+        self.page_size = capacity.page_size
+        self.pages = [[0] * self.page_size for _ in range(capacity.num_pages)]
+        return capacity
+
+    def run(self, batch: Sequence[Chunk]) -> list[Sample]:
+        for chunk in batch:
+            if not chunk.embed:
+                self.streams[chunk.slot] = self.content(chunk.block_table)[: chunk.start]
+        samples = super().run(batch)
+        for chunk in batch:
+            for index, token in enumerate(() if chunk.embed else chunk.tokens, chunk.start):
+                self.pages[chunk.block_table[index // self.page_size]][index % self.page_size] = token
+        return samples
+
+    def trim(self, slot: int, num_tokens: int) -> None:
+        """A sequence's tokens are in its pages."""
+        del self.streams[slot][num_tokens:]
+        self.streams[slot] += [0] * (num_tokens - len(self.streams[slot]))
+
+    def content(self, pages: Sequence[int]) -> list[int]:
+        return [token for page in pages for token in self.pages[page]]
+
+    def read_pages(self, pages: Sequence[int]) -> bytes:
+        return array("I", self.content(pages)).tobytes()
+
+    def write_pages(self, pages: Sequence[int], data: bytes, first: int) -> bool:
+        self.num_loads += 1
+        tokens = array("I", data).tolist() if len(data) % 4 == 0 else []
+        wanted = tokens[first * self.page_size : (first + len(pages)) * self.page_size]
+        if len(wanted) < len(pages) * self.page_size:
+            return False
+        for index, page in enumerate(pages):
+            self.pages[page] = wanted[index * self.page_size : (index + 1) * self.page_size]
+        return True

@@ -8,7 +8,7 @@ saves, loads and forgets. Logits never cross the seam.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
 
@@ -145,3 +145,14 @@ class Backend(Protocol):
         """How many tokens the backend itself believes the slot holds; for integrity checks."""
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class PageStore(Protocol):
+    """What a backend with shared pages offers besides, when their content can be kept outside of it."""
+
+    def read_pages(self, pages: Sequence[int]) -> bytes:
+        """The content of full pages, as bytes that `write_pages` of the same fingerprint takes back."""
+
+    def write_pages(self, pages: Sequence[int], data: bytes, first: int) -> bool:
+        """Fill pages with those of `data` from number `first` on. False when the bytes do not fit this model."""

@@ -14,7 +14,7 @@ from inferflux.broker.wire import Failure, failure
 from inferflux.config.logs import get_logger
 from inferflux.config.settings import FairnessSettings, PagedKVSettings, SchedulerSettings
 
-from ..backends.backend import Backend, Capacity, Sample
+from ..backends.backend import Backend, Capacity, PageStore, Sample
 from .class_share import ClassShare
 from .inbox import CacheEpoch, Drop, Inbox, Message
 from .job import EngineStats, Job, Update
@@ -153,7 +153,7 @@ class Engine:
             try:
                 capacity = self._backend.start()
                 self._scheduler = Scheduler(self._settings, capacity)
-                self._open_offload(capacity)
+                self._open_offload(capacity, self._scheduler)
             except BaseException as error:
                 self._started.set_exception(error)
                 return
@@ -168,15 +168,16 @@ class Engine:
                 if isinstance(message, Future):
                     message.set_exception(RuntimeError("the engine does not run"))
 
-    def _open_offload(self, capacity: Capacity) -> None:
+    def _open_offload(self, capacity: Capacity, scheduler: Scheduler) -> None:
         if self._paged_kv.nvme_path is None:
             return
-        if capacity.pages_shared:
+        if capacity.pages_shared and not isinstance(self._backend, PageStore):
             log.info("this backend has nothing to offload", backend=self._backend.name)
             return
         self._offload = Offload(Path(self._paged_kv.nvme_path), self._paged_kv.nvme_bytes, capacity.fingerprint)
         self._offload.start()
         self._restorer = Restorer(self._offload, self._backend, capacity.page_size, self._inbox.wake)
+        self._restorer.watch(scheduler.cache)
 
     def _wait(self, scheduler: Scheduler) -> bool:
         """Sleep while there is nothing to do. False when the engine is to close."""
@@ -285,6 +286,8 @@ class Engine:
                 del self._transcripts[sequence]
 
     def _compute(self, scheduler: Scheduler, plan: Plan) -> list[Sample]:
+        if self._restorer is not None:
+            self._restorer.save_evicted(scheduler.cache)
         for placement in plan.placements:
             if placement.lost and self._restorer is not None:
                 self._restorer.save(placement.slot, placement.lost)
@@ -317,6 +320,8 @@ class Engine:
             self._fail(sequence, transcript, self._describe(error))
         self._transcripts.clear()
         self._scheduler = Scheduler(scheduler.settings, scheduler.capacity)
+        if self._restorer is not None:
+            self._restorer.watch(self._scheduler.cache)
         self._scheduler.clear_cache(scheduler.cache.epoch)
         try:
             for slot in range(scheduler.capacity.max_sequences):

@@ -8,17 +8,20 @@ from collections.abc import Sequence as Items
 from ..backends.backend import Capacity
 from .pages import PagePool, root_hash
 from .plan import Placement
+from .prefix_chains import PrefixChains
 from .sequence import Sequence
 from .slots import SlotTable
 
 
 class KVCache:
-    """Pages are counted in `pool`; `slots` says where they lie when a backend's slots do not share them."""
+    """Pages are counted in `pool`; `slots` says where they lie when a backend's slots do not share them, `chains` which
+    prefixes they end when they do and somebody keeps what they lose."""
 
     def __init__(self, capacity: Capacity) -> None:
         self._capacity = capacity
         self.slots = SlotTable(capacity.max_sequences)
-        self.pool = PagePool(capacity.num_pages, capacity.page_size, on_evict=self.slots.forget)
+        self.pool = PagePool(capacity.num_pages, capacity.page_size, on_evict=self._evict)
+        self.chains: PrefixChains | None = None
         self._being_computed: dict[bytes, Sequence] = {}
         self.epoch = 0
 
@@ -67,12 +70,10 @@ class KVCache:
         if not self.slots.num_idle:
             return None
         pool = self.pool
-        table = pool.match(chain)
-        pool.hold(table)
-        pages = pool.allocate(len(chain) - len(table))
-        if pages is None:
-            pool.release(table)
+        reserved = self.reserve(chain)
+        if reserved is None:
             return None
+        table, pages = reserved
         slot = self.slots.idle[0]
         lost = self.slots.lost_by(slot, chain)
         self._forget(self.slots.take(slot, ()))
@@ -83,6 +84,25 @@ class KVCache:
         self.slots.put(slot)
         return Placement(slot, None, len(chain) * pool.page_size, lost)
 
+    def reserve(self, chain: Items[bytes]) -> tuple[list[int], list[int]] | None:
+        """The pages of a prefix that are there, and new ones for the rest, all held; None when pages are short."""
+        pool = self.pool
+        table = pool.match(chain)
+        pool.hold(table)
+        pages = pool.allocate(len(chain) - len(table))
+        if pages is None:
+            pool.release(table)
+            return None
+        return table, pages
+
+    def name(self, chain: Items[bytes], table: list[int], pages: list[int]) -> None:
+        """Let go of what `reserve` gave; the new pages are filled, and can be found from now on."""
+        known = len(table)
+        sealed = [self.pool.seal(page, page_hash) for page, page_hash in zip(pages, chain[known:], strict=True)]
+        if self.chains is not None:
+            self.chains.add(chain)
+        self.pool.release(table + sealed)
+
     def seal(self, sequence: Sequence) -> None:
         """Name the pages that have become full, so that others can start from them."""
         assert sequence.slot is not None
@@ -92,6 +112,8 @@ class KVCache:
             sequence.block_table[index] = self.pool.seal(sequence.block_table[index], page_hash)
             if not self._capacity.pages_shared:
                 self.slots.extend(sequence.slot, page_hash)
+            if self.chains is not None:
+                self.chains.add((page_hash,), sequence.page_hashes[index - 1] if index else None)
             if self._being_computed.get(page_hash) is sequence:
                 del self._being_computed[page_hash]
             sequence.num_sealed = index + 1
@@ -117,6 +139,8 @@ class KVCache:
         for slot in self.slots.idle:
             self.clear(slot)
         self.pool.forget_cached()
+        if self.chains is not None:
+            self.chains.keep(lambda page_hash: bool(self.pool.match((page_hash,))))
 
     def check_integrity(self, running: Items[Sequence]) -> None:
         """Raises AssertionError when pool, slots and the sequences that run disagree."""
@@ -146,6 +170,11 @@ class KVCache:
         fingerprint = self._capacity.fingerprint
         root = root_hash(f"{fingerprint}/{self.epoch}" if self.epoch else fingerprint, sequence.job.salt)
         sequence.extend_hashes(root, self.pool.page_size)
+
+    def _evict(self, page_hash: bytes) -> None:
+        self.slots.forget(page_hash)
+        if self.chains is not None:
+            self.chains.evict(page_hash)
 
     def _forget(self, hashes: Iterable[bytes]) -> None:
         for page_hash in hashes:

@@ -26,7 +26,7 @@ class PagePool:
     list, in order of last use, is the prefix cache. A hash names one page at most.
 
     `num_cached` counts the pages that nobody holds and that still name a prefix. `on_evict` hears the hash of such a
-    page when it is taken for something else.
+    page before it is taken for something else.
     """
 
     def __init__(self, num_pages: int, page_size: int, on_evict: Callable[[bytes], None] | None = None) -> None:
@@ -51,6 +51,11 @@ class PagePool:
 
     def num_pages_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.page_size)
+
+    @property
+    def cached(self) -> list[bytes]:
+        """What the pages name that nobody holds, most recently used first."""
+        return [page_hash for page in reversed(self._free) if (page_hash := self._hashes[page]) is not None]
 
     def match(self, hashes: Sequence[bytes]) -> list[int]:
         """The pages of the longest known prefix of a chain; they are not held until `hold` is called."""
@@ -78,11 +83,11 @@ class PagePool:
             page, _ = self._free.popitem(last=False)
             page_hash = self._hashes[page]
             if page_hash is not None:
+                if self._on_evict is not None:
+                    self._on_evict(page_hash)
                 self._hashes[page] = None
                 del self._page_of[page_hash]
                 self.num_cached -= 1
-                if self._on_evict is not None:
-                    self._on_evict(page_hash)
             self._num_holders[page] = 1
             pages.append(page)
         return pages

@@ -1,4 +1,4 @@
-"""The restorer: moves prefixes between the backend's slots and the offload. Lives on the engine's thread."""
+"""The restorer: moves prefixes between the backend and the offload. Lives on the engine's thread."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from functools import partial
 
 from inferflux.config.logs import get_logger
 
-from ..backends.backend import Backend
+from ..backends.backend import Backend, PageStore
 from .breakeven import BreakEven
+from .kv_cache import KVCache
 from .offload import Offload
+from .prefix_chains import PrefixChains
 from .scheduler import Scheduler
 from .sequence import Sequence
 
@@ -34,9 +36,15 @@ class Reading:
         sequence.is_restoring = True
         self.sequences.append(sequence)
 
+    def try_again(self) -> None:
+        """There was no room for it: look for it once more."""
+        for sequence in self.sequences:
+            sequence.was_sought = False
+
 
 class Restorer:
-    """Saves what a slot is about to lose, and brings a prefix back before the sequence that wants it is placed.
+    """Saves what a slot is about to lose, or what pages do that all slots share, and brings a prefix back before the
+    sequence that wants it is placed.
 
     `wake` is called from another thread when `settle` has something to do. No failure here reaches a request: it is
     computed instead.
@@ -45,6 +53,7 @@ class Restorer:
     def __init__(self, offload: Offload, backend: Backend, page_size: int, wake: Callable[[], None]) -> None:
         self._offload = offload
         self._backend = backend
+        self._store = backend if isinstance(backend, PageStore) else None
         self._page_size = page_size
         self._wake = wake
         self._min_pages = -(-MIN_TOKENS // page_size)
@@ -61,6 +70,11 @@ class Restorer:
         """When somebody will have waited long enough."""
         return min((reading.deadline_s for reading in self._readings.values()), default=None)
 
+    def watch(self, cache: KVCache) -> None:
+        """From now on, hear what shared pages lose."""
+        if self._store is not None:
+            cache.chains = PrefixChains(cache.pool.match)
+
     def computed(self, num_tokens: int, took_s: float) -> None:
         """A batch with part of a prompt in it was computed."""
         self._break_even.observe_prefill(num_tokens, took_s)
@@ -70,11 +84,16 @@ class Restorer:
         for sequence in scheduler.candidates():
             if not (sequence.was_sought or sequence.job.embed):
                 cached = scheduler.cache.prefix_of(sequence)
-                if cached is not None:
+                if cached is not None and self._has_room(scheduler, sequence, len(cached)):
                     sequence.was_sought = True
                     self._seek(sequence, len(cached), now_s)
         if self._readings:
             self._join(scheduler)
+
+    def _has_room(self, scheduler: Scheduler, sequence: Sequence, num_cached: int) -> bool:
+        """Whether there are pages for it. Without them it cannot start, and would be sought again in every step."""
+        pool = scheduler.pool
+        return self._store is None or pool.num_pages_for(len(sequence.tokens)) - num_cached <= pool.num_available
 
     def _seek(self, sequence: Sequence, num_cached: int, now_s: float) -> None:
         chain = sequence.usable_hashes(self._page_size)
@@ -118,7 +137,10 @@ class Restorer:
             if state is not None and took_s:
                 self._break_even.observe_read(len(state), took_s)
             if state is not None and any(sequence in scheduler.waiting for sequence in reading.sequences):
-                self._restore(scheduler, reading, state)
+                if self._store is None:
+                    self._restore_slot(scheduler, reading, state)
+                else:
+                    self._restore_pages(self._store, scheduler.cache, reading, state)
             self._release(reading)
         for reading in [each for each in self._readings.values() if each.deadline_s <= now_s]:
             self._offload.missed()
@@ -126,12 +148,14 @@ class Restorer:
 
     def save(self, slot: int, chain: tuple[bytes, ...]) -> None:
         """Keep what an idle slot holds, before something else takes its place."""
-        if len(chain) < self._min_pages or not self._offload.wants(chain):
-            return
-        try:
-            self._offload.store(chain, self._backend.save(slot, len(chain) * self._page_size))
-        except Exception as error:
-            log.error("a prefix could not be saved", error=error, slot=slot)
+        self._keep(chain, lambda: self._backend.save(slot, len(chain) * self._page_size))
+
+    def save_evicted(self, cache: KVCache) -> None:
+        """Keep what pages held that have been given away, before something is written to them."""
+        store = self._store
+        if store is not None and cache.chains is not None:
+            for lost in cache.chains.take_lost():
+                self._keep(lost.chain, partial(store.read_pages, lost.pages))
 
     def clear(self) -> None:
         """Forget what was saved; what is on its way comes to nobody."""
@@ -140,24 +164,58 @@ class Restorer:
         self._offload.clear()
 
     def close(self, scheduler: Scheduler, timeout_s: float) -> None:
-        """Keep what idle slots hold, most recently used first, as far as time allows."""
+        """Keep what is cached, most recently used first, as far as time allows."""
         deadline_s = time.monotonic() + timeout_s
+        cache, store = scheduler.cache, self._store
         for slot in reversed(scheduler.slots.idle):
             if not self._offload.flush(max(0.0, deadline_s - time.monotonic())):
                 break
             self.save(slot, tuple(scheduler.slots.content(slot)))
+        if store is not None and cache.chains is not None:
+            for chain in cache.chains.longest(cache.pool.cached):
+                if not self._offload.flush(max(0.0, deadline_s - time.monotonic())):
+                    break
+                pages = cache.pool.match(chain)
+                if len(pages) == len(chain):
+                    self._keep(chain, partial(store.read_pages, pages))
         self._offload.close(max(0.0, deadline_s - time.monotonic()))
+
+    def _keep(self, chain: tuple[bytes, ...], read: Callable[[], bytes]) -> None:
+        if len(chain) < self._min_pages or not self._offload.wants(chain):
+            return
+        try:
+            self._offload.store(chain, read())
+        except Exception as error:
+            log.error("a prefix could not be saved", error=error)
 
     def _arrive(self, reading: Reading, state: bytes | None, took_s: float) -> None:
         reading.state = state
         self._arrived.append((reading, took_s))
         self._wake()
 
-    def _restore(self, scheduler: Scheduler, reading: Reading, state: bytes) -> None:
+    def _restore_pages(self, store: PageStore, cache: KVCache, reading: Reading, state: bytes) -> None:
+        reserved = cache.reserve(reading.chain)
+        if reserved is None:
+            reading.try_again()
+            return
+        table, pages = reserved
+        self.save_evicted(cache)
+        try:
+            fits = store.write_pages(pages, state, len(table))
+        except Exception as error:
+            log.error("a saved prefix could not be loaded", error=error)
+            fits = False
+        if fits:
+            cache.name(reading.chain, table, pages)
+            return
+        log.warning("a saved prefix does not fit the backend", num_tokens=len(reading.chain) * self._page_size)
+        self._offload.missed()
+        cache.pool.release(table + pages)
+
+    def _restore_slot(self, scheduler: Scheduler, reading: Reading, state: bytes) -> None:
         placement = scheduler.cache.adopt(reading.chain)
         if placement is None:
-            for sequence in reading.sequences:
-                sequence.was_sought = False
+            reading.try_again()
             return
         if placement.lost:
             self.save(placement.slot, placement.lost)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from harness.engine import Recorder
-from harness.streams import StreamsBackend, answer
+from harness.streams import PagesBackend, StreamsBackend, answer
 
 from inferflux.config.settings import PagedKVSettings, SchedulerSettings
 from inferflux.workers.engine import prefix_file
@@ -19,15 +19,19 @@ from inferflux.workers.engine.job import Job
 from inferflux.workers.engine.prefix_directory import PrefixDirectory
 
 TIMEOUT_S = 30.0
+ROOM = {StreamsBackend: 0, PagesBackend: 16}
+"""Pages where all slots share them: as many as two of the prompts need."""
 PROMPTS = [tuple((number * 7 + position) % 200 for position in range(120)) for number in range(4)]
 
 
 class Served:
     """An engine on two slots, with a disk."""
 
-    def __init__(self, root: Path, nvme_bytes: int = 1 << 20, fingerprint: str = "streams") -> None:
+    def __init__(
+        self, kind: type[StreamsBackend], root: Path, nvme_bytes: int = 1 << 20, fingerprint: str = "streams"
+    ) -> None:
         # Computing is slow, so that the disk of any machine is faster.
-        self.backend = StreamsBackend(fingerprint=fingerprint, prefill_token_s=0.0005)
+        self.backend = kind(fingerprint=fingerprint, prefill_token_s=0.0005, num_pages=ROOM[kind])
         self.recorder = Recorder()
         self.engine = Engine(
             self.backend,
@@ -56,18 +60,18 @@ class Served:
         assert self.engine._offload.flush(TIMEOUT_S)
 
     def push_out(self) -> None:
-        """Ask everything once: only the last two prompts stay in the slots."""
+        """Ask everything once: only the last two prompts stay in memory."""
         for prompt in PROMPTS:
             self.ask(prompt)
         self.flush()
 
 
-@pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Callable[..., Served]]:
+@pytest.fixture(params=[StreamsBackend, PagesBackend], ids=["slots", "pages"])
+def serve(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., Served]]:
     made: list[Served] = []
 
     def start(**options: object) -> Served:
-        made.append(Served(tmp_path / "nvme", **options))  # type: ignore[arg-type]
+        made.append(Served(request.param, tmp_path / "nvme", **options))  # type: ignore[arg-type]
         return made[-1]
 
     yield start
@@ -191,10 +195,10 @@ def test_bytes_that_the_backend_refuses_are_computed_instead(serve: Serve, monke
     assert served.ask(PROMPTS[0]) == 0
     assert served.backend.num_loads == 1
 
-    def raising(slot: int, data: bytes, num_tokens: int) -> bool:
+    def raising(*arguments: object) -> bool:
         raise RuntimeError("no such thing")
 
-    monkeypatch.setattr(served.backend, "load", raising)
+    monkeypatch.setattr(served.backend, "write_pages" if isinstance(served.backend, PagesBackend) else "load", raising)
     assert served.ask(PROMPTS[1]) == 0
 
 

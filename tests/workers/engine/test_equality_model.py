@@ -6,26 +6,20 @@ library alone; where a text goes another way, its two likeliest tokens must have
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness.engine import Choice, Recorder
+from harness import asked as harness
+from harness.asked import COUNT
+from harness.engine import Choice
 from harness.model import model_path
 
 from inferflux.broker.subjects import ServiceClass
-from inferflux.broker.wire import Message
 from inferflux.config.settings import LlamaCppSettings, PagedKVSettings, RuntimeSettings, SchedulerSettings
 from inferflux.workers.backends.backend import SamplingParams
-from inferflux.workers.backends.opening import open_backend
-from inferflux.workers.engine.engine import Engine
-from inferflux.workers.engine.job import Job
-from inferflux.workers.render import Renderer
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.usefixtures("integrity")]
 
-COUNT = 16
-GREEDY = SamplingParams(temperature=0.0, num_logprobs=2)
 STORY = (
     "The harbour lay quiet under the morning light. Anna had come down to the pier with a basket of bread, and the "
     "fishermen, who knew her since she was a child, made room on the bench. There had been a storm in the night, and "
@@ -51,8 +45,8 @@ def rounding(prompts: list[tuple[int, ...]]) -> float:
     return max(float((move**2).mean() ** 0.5) for move in moves)
 
 
-class Asked:
-    """An engine on two slots with a disk, and what each question was answered when nothing else ran."""
+class Asked(harness.Asked):
+    """On two slots with a disk."""
 
     def __init__(self, root: Path) -> None:
         settings = RuntimeSettings(
@@ -60,33 +54,9 @@ class Asked:
             paged_kv=PagedKVSettings(nvme_path=str(root)),
             llamacpp=LlamaCppSettings(context_length=512, threads=1),
         )
-        backend = open_backend("llamacpp", model_path(), settings)
-        self.recorder = Recorder()
-        self.engine = Engine(backend, BOUNDS, settings.paged_kv, self.recorder)
-        self.engine.start()
-        self.renderer = Renderer(backend.tokenizer)
-        self.num_jobs = 0
+        likeliest = SamplingParams(temperature=0.0, num_logprobs=2)
+        super().__init__("llamacpp", settings, [f"{STORY}{question}" for question in QUESTIONS], likeliest)
         self.rounding = rounding([self.job(number, "").prompt for number in range(3)])
-        self.alone = [self.ask(number, f"alone{number}") for number in range(len(QUESTIONS))]
-
-    def job(self, number: int, salt: str, service_class: ServiceClass = ServiceClass.DEFAULT) -> Job:
-        self.num_jobs += 1
-        message = Message(role="user", content=f"{STORY}{QUESTIONS[number]}")
-        return Job(
-            request=f"r{self.num_jobs}",
-            choice=0,
-            prompt=tuple(self.renderer.chat([message])),
-            max_tokens=COUNT,
-            sampling=GREEDY,
-            ignore_eos=True,
-            salt=salt,
-            service_class=service_class,
-        )
-
-    def ask(self, number: int, salt: str) -> Choice:
-        job = self.job(number, salt)
-        self.engine.submit([job])
-        return self.recorder.wait(job.request)
 
     def compare(self, number: int, choice: Choice) -> bool:
         """Whether the text is the one that came alone. Fails unless the first difference is a near-tie: two logits,
@@ -102,18 +72,8 @@ class Asked:
         return True
 
 
-@pytest.fixture(scope="module")
-def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asked]:
-    asked = Asked(tmp_path_factory.mktemp("nvme"))
-    yield asked
-    asked.engine.close()
-
-
-@pytest.fixture(autouse=True)
-def _integrity(asked: Asked) -> Iterator[None]:
-    yield
-    asked.engine.configure(BOUNDS)
-    asked.engine.check_integrity()
+def open_asked(root: Path) -> Asked:
+    return Asked(root)
 
 
 def test_restored_from_the_disk_or_still_in_memory(asked: Asked) -> None:

@@ -2,91 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from harness.engine import Choice, Recorder
-from harness.model import model_path
+from harness.asked import Asked
+from harness.engine import TIMEOUT_S
 
-from inferflux.broker.subjects import ServiceClass
-from inferflux.broker.wire import Message
 from inferflux.config.settings import PagedKVSettings, RuntimeSettings, SchedulerSettings, TorchSettings
 from inferflux.workers.backends.backend import SamplingParams
-from inferflux.workers.backends.opening import open_backend
-from inferflux.workers.engine.engine import Engine
-from inferflux.workers.engine.job import Job
-from inferflux.workers.render import Renderer
+from inferflux.workers.engine.breakeven import BreakEven
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.usefixtures("integrity")]
 
-COUNT = 16
 STORY = (
     "The harbour lay quiet under the morning light. Anna had come down to the pier with a basket of bread, and the "
     "fishermen, who knew her since she was a child, made room on the bench. There had been a storm in the night. "
 )
 QUESTIONS = ("What did Anna bring?", "Who made room?", "Tell the story again in one short sentence.")
-BOUNDS = SchedulerSettings(max_batch_size=32, max_batch_tokens=256, chunked_prefill_tokens=256)
 NUM_PAGES = 40
 """Room for a few of the prompts at a time: with 32 of them, sequences give way to each other."""
 
 
-class Asked:
-    """An engine, and what each question was answered when nothing else ran and nothing was cached."""
-
-    def __init__(self) -> None:
-        settings = RuntimeSettings(
-            scheduler=BOUNDS,
-            paged_kv=PagedKVSettings(cpu_pages=NUM_PAGES),
-            torch=TorchSettings(device="cpu", dtype="float32"),
-        )
-        backend = open_backend("torch", model_path(), settings)
-        self.recorder = Recorder()
-        self.engine = Engine(backend, BOUNDS, settings.paged_kv, self.recorder)
-        self.engine.start()
-        self.renderer = Renderer(backend.tokenizer)
-        self.num_jobs = 0
-        self.alone = [self.ask(number, f"alone{number}") for number in range(len(QUESTIONS))]
-
-    def job(
-        self,
-        number: int,
-        salt: str,
-        service_class: ServiceClass = ServiceClass.DEFAULT,
-        resumed: tuple[int, ...] = (),
-        sampling: SamplingParams | None = None,
-    ) -> Job:
-        self.num_jobs += 1
-        message = Message(role="user", content=f"{STORY}{QUESTIONS[number]}")
-        return Job(
-            request=f"r{self.num_jobs}",
-            choice=0,
-            prompt=tuple(self.renderer.chat([message])),
-            max_tokens=COUNT,
-            sampling=sampling or SamplingParams(temperature=0.0),
-            ignore_eos=True,
-            salt=salt,
-            service_class=service_class,
-            resumed=resumed,
-        )
-
-    def ask(self, number: int, salt: str) -> Choice:
-        job = self.job(number, salt)
-        self.engine.submit([job])
-        return self.recorder.wait(job.request)
-
-
-@pytest.fixture(scope="module")
-def asked() -> Iterator[Asked]:
-    asked = Asked()
-    yield asked
-    asked.engine.close()
-
-
-@pytest.fixture(autouse=True)
-def _integrity(asked: Asked) -> Iterator[None]:
-    yield
-    asked.engine.configure(BOUNDS)
-    asked.engine.check_integrity()
+def open_asked(root: Path) -> Asked:
+    settings = RuntimeSettings(
+        scheduler=SchedulerSettings(max_batch_size=32, max_batch_tokens=256, chunked_prefill_tokens=256),
+        paged_kv=PagedKVSettings(cpu_pages=NUM_PAGES, nvme_path=str(root)),
+        torch=TorchSettings(device="cpu", dtype="float32"),
+    )
+    return Asked("torch", settings, [f"{STORY}{question}" for question in QUESTIONS])
 
 
 def test_with_a_cached_beginning(asked: Asked) -> None:
@@ -126,3 +69,18 @@ def test_a_drawn_text_is_the_same_too(asked: Asked) -> None:
         asked.engine.submit(jobs)
         texts += [tuple(asked.recorder.wait(job.request).tokens) for job in jobs]
     assert len(set(texts)) == 1
+
+
+def test_restored_from_the_disk(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert asked.engine._offload is not None
+    monkeypatch.setattr(BreakEven, "prefers_reading", lambda *_: True)
+    monkeypatch.setattr(BreakEven, "patience_s", lambda *_: TIMEOUT_S)
+    num_before = asked.engine.stats().offload.num_reads
+    for index in range(12):
+        asked.ask(index % len(QUESTIONS), f"pushes{index}")
+    assert asked.engine._offload.flush(TIMEOUT_S)
+    for number, alone in enumerate(asked.alone):
+        choice = asked.ask(number, f"alone{number}")
+        assert choice.tokens == alone.tokens
+        assert choice.updates[0].num_cached > 64
+    assert asked.engine.stats().offload.num_reads > num_before
