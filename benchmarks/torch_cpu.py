@@ -1,7 +1,7 @@
 """The torch backend on a CPU, the whole path from HTTP to SSE, in turns with llama-server where one is named.
 
     python benchmarks/torch_cpu.py --model model.gguf [--llama-server build/bin/llama-server --peer-gguf q8_0.gguf]
-        [--vllm http://127.0.0.1:8000] [--pairs 3] [--only "32 clients"] [--json FILE]
+        [--vllm http://127.0.0.1:8000] [--quantization int8] [--pairs 3] [--only "32 clients"] [--json FILE]
 
 Also how long the worker takes to be ready, and what it keeps in memory beyond weights and KV. --vllm names a server
 that runs already and speaks OpenAI's interface.
@@ -106,7 +106,12 @@ def main() -> None:
     console = Console()
     loads = [load for load in LOADS if not arguments.only or load.name in arguments.only]
     model = {"path": str(arguments.model.resolve()), "id": "model", "backend": "torch"}
-    torch_settings = {"threads": arguments.threads, "context_length": CONTEXT_LENGTH, "dtype": arguments.dtype}
+    torch_settings = {
+        "threads": arguments.threads,
+        "context_length": CONTEXT_LENGTH,
+        "dtype": arguments.dtype,
+        "quantization": arguments.quantization,
+    }
     runtime = {"scheduler": {"max_batch_size": NUM_SLOTS}, "torch": torch_settings}
     with tempfile.TemporaryDirectory() as name, ExitStack() as running:
         folder = Path(name)
@@ -130,6 +135,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", type=Path, required=True, help="GGUF file or folder with safetensors")
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--quantization", default="none")
     parser.add_argument("--threads", type=int, default=num_physical_cores())
     parser.add_argument("--llama-server", type=Path)
     parser.add_argument("--peer-gguf", type=Path)

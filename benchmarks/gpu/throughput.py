@@ -26,7 +26,7 @@ from inferflux.workers.backends.backend import Capacity, Chunk, SamplingParams
 from inferflux.workers.backends.torch_engine.torch_backend import TorchBackend
 
 BATCHES, QUICK_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256), (1, 32, 256)
-CONTEXT, PROMPT, NUM_STEPS = 1024, 512, 32
+CONTEXT, PROMPT, NUM_STEPS, STEP_TOKENS = 1024, 512, 32, 2048
 GREEDY = SamplingParams(temperature=0.0)
 
 
@@ -79,18 +79,19 @@ class Sequences:
             num_prompt_tokens=PROMPT,
         )
 
-    def prefill(self, size: int) -> None:
-        for slot in range(len(self.tokens)):
-            while self._computed[slot] < PROMPT:
-                (sample,) = self._backend.run([self.chunk(slot, size)])
-            assert sample.token is not None
-            self.tokens[slot].append(sample.token)
+    def prefill(self) -> None:
+        """Whole prompts, as many as go into a step."""
+        at_once = max(1, STEP_TOKENS // PROMPT)
+        for first in range(0, len(self.tokens), at_once):
+            self._run(range(first, min(first + at_once, len(self.tokens))), PROMPT)
 
     def step(self) -> None:
-        samples = self._backend.run([self.chunk(slot, 1) for slot in range(len(self.tokens))])
-        for tokens, sample in zip(self.tokens, samples, strict=True):
+        self._run(range(len(self.tokens)), 1)
+
+    def _run(self, slots: range, size: int) -> None:
+        for slot, sample in zip(slots, self._backend.run([self.chunk(slot, size) for slot in slots]), strict=True):
             assert sample.token is not None
-            tokens.append(sample.token)
+            self.tokens[slot].append(sample.token)
 
 
 def agreement(path: Path, settings: RuntimeSettings) -> float:
@@ -131,12 +132,16 @@ def measure(path: Path, shape: str, batches: tuple[int, ...], machine: Machine) 
     """Rows of the table for one shape."""
     largest = max(batches)
     settings = RuntimeSettings(
-        scheduler=SchedulerSettings(max_batch_size=largest, max_batch_tokens=2048),
+        scheduler=SchedulerSettings(max_batch_size=largest, max_batch_tokens=STEP_TOKENS),
         paged_kv=PagedKVSettings(page_size=16),
         torch=TorchSettings(device="cuda", context_length=CONTEXT),
     )
     backend = TorchBackend(str(path), settings)
     capacity = backend.start()
+    # Of the embeddings a step reads a row for each token, and of the last product a prompt needs one row.
+    table_bytes = capacity.vocab_size * capacity.embedding_size * 2
+    read_bytes = capacity.model_bytes - table_bytes
+    block_parameters = (read_bytes - table_bytes) / 2
     token_bytes = capacity.kv_bytes / ((capacity.num_pages + 1) * capacity.page_size)
     rows = []
     for count in batches:
@@ -145,15 +150,15 @@ def measure(path: Path, shape: str, batches: tuple[int, ...], machine: Machine) 
             break
         sequences = Sequences(backend, capacity, count)
         began_s = time.perf_counter()
-        sequences.prefill(2048)
+        sequences.prefill()
         prefill_s = time.perf_counter() - began_s
         sequences.step()
         began_s = time.perf_counter()
         for _ in range(NUM_STEPS):
             sequences.step()
         step_s = (time.perf_counter() - began_s) / NUM_STEPS
-        least_s = (capacity.model_bytes + count * PROMPT * token_bytes) / machine.bytes_per_s
-        operations = 2 * capacity.model_bytes / 2 * PROMPT * count
+        least_s = (read_bytes + count * PROMPT * token_bytes) / machine.bytes_per_s
+        operations = 2 * block_parameters * PROMPT * count
         rows.append(
             {
                 "shape": shape,
@@ -161,6 +166,7 @@ def measure(path: Path, shape: str, batches: tuple[int, ...], machine: Machine) 
                 "decode tokens/s": count / step_s,
                 "step ms": step_s * 1000,
                 "of bandwidth": least_s / step_s,
+                "whole tokens/s": count * NUM_STEPS / (prefill_s + NUM_STEPS * step_s),
                 "prefill tokens/s": PROMPT * count / prefill_s,
                 "of compute": operations / prefill_s / machine.operations_per_s,
             }
@@ -193,10 +199,13 @@ def main() -> None:
         for name in names:
             path = write_model(Path(folder, name), SHAPES[name])
             rows += measure(path, name, batches, machine)
-            theirs = transformers_rate(path, max(batches), PROMPT, NUM_STEPS)
+            theirs = transformers_rate(path, rows[-1]["batch"], PROMPT, NUM_STEPS)
             if theirs is not None:
-                ratio = rows[-1]["decode tokens/s"] / theirs
-                print(f"{name}: transformers' continuous batching {theirs:.0f} tokens/s; ours {ratio:.2f} times that")
+                ratio = rows[-1]["whole tokens/s"] / theirs
+                print(
+                    f"{name}, {rows[-1]['batch']} sequences, prompts included: transformers' continuous batching "
+                    f"{theirs:.0f} tokens/s; ours {ratio:.2f} times that"
+                )
     print(" | ".join(rows[0]))
     for row in rows:
         print(" | ".join(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))

@@ -12,7 +12,7 @@ import torch
 
 
 def transformers_rate(path: Path, num_sequences: int, num_prompt: int, num_tokens: int) -> float | None:
-    """Generated tokens a second over a whole batch, prompts included; None where it cannot be had."""
+    """Generated tokens a second over a whole batch, prompts included, once it is warm; None where it cannot be had."""
     if importlib.util.find_spec("transformers") is None:
         return None
     import transformers
@@ -27,9 +27,11 @@ def transformers_rate(path: Path, num_sequences: int, num_prompt: int, num_token
         generator = torch.Generator().manual_seed(0)
         prompts = torch.randint(1000, (num_sequences, num_prompt), generator=generator).tolist()
         config = transformers.GenerationConfig(max_new_tokens=num_tokens, do_sample=False, eos_token_id=-1)
-        began_s = time.perf_counter()
-        answers = model.generate_batch(inputs=prompts, generation_config=config)
-        took_s = time.perf_counter() - began_s
+        for _ in range(2):  # the first round captures graphs, which the second one finds
+            began_s = time.perf_counter()
+            answers = model.generate_batch(inputs=prompts, generation_config=config, persistent_manager=True)
+            took_s = time.perf_counter() - began_s
+        model.destroy_cached_continuous_batching_manager()
     except Exception as error:  # another version, or no memory: the table goes on without it
         print(f"transformers' continuous batching did not run: {error}", file=sys.stderr)
         return None
