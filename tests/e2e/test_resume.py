@@ -20,7 +20,7 @@ pytestmark = pytest.mark.integration
 
 AUTH = {"authorization": f"Bearer {KEY}"}
 NUM_STREAMS = 20
-NUM_TOKENS = 80
+NUM_TOKENS = 160
 
 
 @pytest.fixture(scope="module")
@@ -150,12 +150,12 @@ async def test_streams_of_a_killed_replica_are_cancelled_when_nobody_comes(
     await reading
 
     def idle() -> bool:
-        models = [model for beat in server.workers() for model in beat["models"]]
-        return not any(model.get("num_running") for model in models)
+        beats = server.get("/v1/admin/workers", replica=1).json()["data"]
+        return not any(model.get("num_running") for beat in beats for model in beat["models"])
 
+    server.wait_until("it goes on without its replica", lambda: not idle())
+    server.wait_until("the request is cancelled", idle, timeout_s=60)
     server.wait_ready(2)
-    assert not idle()
-    server.wait_until("the request is cancelled", idle, timeout_s=40)
     answer = await client.get(f"{server.urls[1]}/v1/streams/{reader.request}")
     assert "cancelled" in answer.text
 
