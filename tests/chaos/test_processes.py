@@ -27,8 +27,10 @@ pytestmark = pytest.mark.integration
 NUM_SLOTS = 64
 STEP_S = 0.08
 LEASE_S = 2.0
-NUM_TOKENS = 30
+NUM_TOKENS = 60
 DRAIN_S = 0.5
+FOUND_S = 15.0
+"""What a machine that is busy with something else may add."""
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +74,9 @@ async def test_a_frozen_worker_loses_its_requests_within_the_lease(server: Serve
                 os.kill(zombie["pid"], signal.SIGCONT)
         for outcome in outcomes:
             outcome.assert_exact()
-        # One lease, one second until the others stop believing its gossip, and then the whole answer at most.
-        assert max(outcome.ended_s for outcome in outcomes) - frozen_s < LEASE_S + 3 + NUM_TOKENS * STEP_S
-        server.wait_until("the zombie drops what it lost", lambda: "claim lost" in server.log_text(), timeout_s=15)
+        # One lease, and then the whole answer at most.
+        assert max(outcome.ended_s for outcome in outcomes) - frozen_s < LEASE_S + FOUND_S + NUM_TOKENS * STEP_S
+        server.wait_until("the zombie drops what it lost", lambda: "claim lost" in server.log_text())
         await asyncio.to_thread(server.wait_ready, 2)
 
 
@@ -84,7 +86,7 @@ async def test_kill_9_of_a_replica_with_100_streams(server: Server, scale: Scale
         async with crowd() as clients:
             prompts = [f"replica {number} prompt {each}" for each in range(100)]
             pid = server.get("/v1/admin/status").json()["pid"]
-            asking = asyncio.create_task(clients.all(server.urls[:1], prompts, 2 * NUM_TOKENS))
+            asking = asyncio.create_task(clients.all(server.urls[:1], prompts, NUM_TOKENS))
             await _begun(clients, 100)
             os.kill(pid, signal.SIGKILL)
             outcomes = await asking
@@ -135,7 +137,7 @@ async def test_a_lost_tape_never_splices_an_answer(server: Server, scale: Scale)
 
 async def _begun(clients: Crowd, number: int) -> None:
     """Return when so many clients have had a token."""
-    async with deadline(20, "all streams have begun"):
+    async with deadline(60, "all streams have begun"):
         while sum(bool(outcome.texts) for outcome in clients.outcomes) < number:
             await asyncio.sleep(0.02)
 
@@ -159,7 +161,7 @@ async def _worker(server: Server, condition: Callable[[dict[str, Any]], bool]) -
         found[:] = [beat for beat in server.workers() if beat["at"] > now_s and condition(beat)]
         return bool(found)
 
-    await asyncio.to_thread(server.wait_until, "a worker is busy", look, 20)
+    await asyncio.to_thread(server.wait_until, "a worker is busy", look)
     return found[0]
 
 
