@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from inferflux.workers.backends.torch_engine.native_build import load_kernels
+from inferflux.workers.backends.torch_engine.native_operations import NativeOperations
 
 
 def script(path: Path, text: str) -> str:
@@ -28,6 +30,21 @@ def test_a_second_start_takes_what_the_first_one_built(tmp_path: Path) -> None:
         assert library is not None
         assert library.inferflux_check()
     assert counter.read_text() == "call\n"
+
+
+def test_kernels_for_an_older_processor_compute_the_same(tmp_path: Path) -> None:
+    compiler = script(tmp_path / "compiler", 'exec c++ "$@" -mno-avx512f')
+    older, ours = load_kernels(environ(tmp_path, compiler)), load_kernels()
+    assert older is not None
+    assert ours is not None
+    torch.manual_seed(0)
+    weight, rows = torch.randn(40, 96), torch.randn(7, 96)
+    for int8 in (False, True):
+        products = [
+            NativeOperations(library, 2, torch.float32, int8=int8).linear(weight, None)(rows)
+            for library in (older, ours)
+        ]
+        torch.testing.assert_close(*products, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("problem", ["exit 1", 'while [ "$1" != -o ]; do shift; done; echo junk > "$2"'])
