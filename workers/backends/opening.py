@@ -9,6 +9,7 @@ from typing import Literal
 from inferflux.broker.errors import ConfigError
 from inferflux.config.settings import RuntimeSettings
 
+from ..hardware import NVIDIA_DRIVER
 from ..ranks import read_ranks
 from .backend import Backend
 from .binding import bound_threads
@@ -49,6 +50,10 @@ def _open_llamacpp(path: str, settings: RuntimeSettings) -> Backend:
 
 
 def _open_torch(path: str, settings: RuntimeSettings) -> Backend:
+    if settings.torch.device in ("auto", "cpu") and not NVIDIA_DRIVER.exists():
+        from .torch_engine.native_build import build_ahead
+
+        build_ahead()
     try:
         from .torch_engine.torch_backend import TorchBackend
     except ImportError as error:

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -29,17 +30,34 @@ BUILD_TIMEOUT_S, CHECK_TIMEOUT_S = 120.0, 20.0
 CHECK = "import ctypes, sys; sys.exit(not ctypes.CDLL(sys.argv[1]).inferflux_check())"
 
 
+_building = threading.Lock()
+_failed: set[Path] = set()
+
+
 def load_kernels(environ: Mapping[str, str] = os.environ) -> ctypes.CDLL | None:
     """The library, built now or taken from the cache; None when there is no compiler or nothing that it makes runs."""
+    path = _built(environ)
+    return None if path is None else ctypes.CDLL(str(path))
+
+
+def build_ahead() -> None:
+    """Compile what is not in the cache while the process does something else. It is not loaded: torch has to bring its
+    OpenMP first."""
+    threading.Thread(target=_built, args=(os.environ,), name="kernels", daemon=True).start()
+
+
+def _built(environ: Mapping[str, str]) -> Path | None:
     compiler = _compiler(environ)
     if compiler is None:
         log.warning("no C++ compiler: plain torch computes, which is slower", wanted=", ".join(COMPILERS))
         return None
     command = [*compiler, *FLAGS, *_processor_flags()]
     path = _cache(environ) / "kernels" / f"{_digest(command)}.so"
-    if not path.exists() and not _build(command, path):
-        return None
-    return ctypes.CDLL(str(path))
+    with _building:
+        if not path.exists() and (path in _failed or not _build(command, path)):
+            _failed.add(path)
+            return None
+    return path
 
 
 def _compiler(environ: Mapping[str, str]) -> list[str] | None:
