@@ -26,7 +26,7 @@ def bound_threads(num_threads: int, environ: MutableMapping[str, str] = os.envir
         yield
         return
     own = os.sched_getaffinity(0)
-    environ |= {PROC_BIND: "close", PLACES: "cores"}
+    environ.update({PROC_BIND: "close", PLACES: "cores"})
     try:
         yield
     finally:
