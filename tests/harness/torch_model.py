@@ -55,6 +55,17 @@ VARIANTS: dict[str, Callable[[], Any]] = {
         **{**SMALL, "hidden_size": 112, "num_attention_heads": 14, "num_key_value_heads": 2}
     ),
     "llama, no groups": lambda: transformers.LlamaConfig(**{**SMALL, "num_key_value_heads": 4}),
+    "llama, yarn rope with weights": lambda: transformers.LlamaConfig(
+        **SMALL,
+        rope_parameters={
+            "rope_type": "yarn",
+            "factor": 8.0,
+            "original_max_position_embeddings": 32,
+            "rope_theta": 10_000.0,
+            "mscale": 1.0,
+            "mscale_all_dim": 0.8,
+        },
+    ),
     "mistral, head size 96": lambda: transformers.MistralConfig(
         **{**SMALL, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 96}, sliding_window=None
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,10 +22,24 @@ def read_config(config: Config, where: str) -> Architecture:
         raise ConfigError(f"{where}: the architecture {name!r} is not served; known: {', '.join(FAMILIES)}")
     if config.get("hidden_act", "silu") != "silu":
         raise ConfigError(f"{where}: hidden_act {config['hidden_act']!r} is not served; only silu is")
-    for field in REQUIRED:
-        if not isinstance(config.get(field), int):
-            raise ConfigError(f"{where}: {field} must be a whole number, not {config.get(field)!r}")
-    return family(config, where)
+    for field in (*REQUIRED, *OPTIONAL):
+        value = config.get(field)
+        if not (_is_positive(value) or (value is None and field in OPTIONAL)):
+            raise ConfigError(f"{where}: {field} must be a whole number above 0, not {value!r}")
+    try:
+        architecture = family(config, where)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{where}: a value is of another kind than it should be: {error}") from error
+    if architecture.num_heads % architecture.num_kv_heads or architecture.head_size % 2:
+        raise ConfigError(
+            f"{where}: {architecture.num_heads} heads of {architecture.head_size} features cannot share "
+            f"{architecture.num_kv_heads} heads of keys; groups must be equal and the features even"
+        )
+    return architecture
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def llama(config: Config, where: str) -> Architecture:
@@ -82,6 +97,7 @@ REQUIRED = (
     "num_attention_heads",
     "max_position_embeddings",
 )
+OPTIONAL = ("num_key_value_heads", "head_dim", "sliding_window")
 
 
 def _decoder(config: Config, where: str, **of_family: Any) -> Architecture:
@@ -95,11 +111,18 @@ def _decoder(config: Config, where: str, **of_family: Any) -> Architecture:
         num_kv_heads=config.get("num_key_value_heads") or num_heads,
         head_size=config.get("head_dim") or config["hidden_size"] // num_heads,
         trained_length=config["max_position_embeddings"],
-        norm_epsilon=config.get("rms_norm_eps", 1e-6),
+        norm_epsilon=_number(config, "rms_norm_eps", 1e-6, where),
         rope=_rope(config, where),
         ties_embeddings=bool(config.get("tie_word_embeddings", False)),
         **of_family,
     )
+
+
+def _number(config: Config, field: str, default: float, where: str) -> float:
+    value = config.get(field, default)
+    if not isinstance(value, int | float):
+        raise ConfigError(f"{where}: {field} must be a number, not {value!r}")
+    return float(value)
 
 
 def _upper_windows(config: Config) -> tuple[int | None, ...]:
@@ -140,8 +163,18 @@ def _rope(config: Config, where: str) -> Rope:
             high_freq_factor=float(scaling.get("high_freq_factor", 4.0)),
             beta_fast=float(scaling.get("beta_fast") or 32.0),
             beta_slow=float(scaling.get("beta_slow") or 1.0),
-            attention_factor=scaling.get("attention_factor"),
+            attention_factor=scaling.get("attention_factor") or _attention_factor(scaling),
             truncate=bool(scaling.get("truncate", True)),
         )
     except KeyError as error:
         raise ConfigError(f"{where}: rope scaling {kind!r} lacks {error.args[0]!r}") from error
+
+
+def _attention_factor(scaling: Config) -> float | None:
+    """Of DeepSeek's two weights of the factor's logarithm, where both are there."""
+    weights = [scaling.get(name) for name in ("mscale", "mscale_all_dim")]
+    if not all(weights):
+        return None
+    logarithm = math.log(max(float(scaling["factor"]), 1.0))
+    above, below = (0.1 * float(weight) * logarithm + 1.0 for weight in weights if weight)
+    return above / below
