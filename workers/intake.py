@@ -61,6 +61,7 @@ class Intake:
         self._pulling = True
         self._pulls: dict[asyncio.Task[None], Lane] = {}
         self._num_bells: Counter[Lane] = Counter()
+        self._rang_s: dict[Lane, float] = {}
         self._num_stored: Counter[Lane] = Counter()
         self._prefixes: dict[str, None] = {}
         self._background: list[asyncio.Task[None]] = []
@@ -202,6 +203,7 @@ class Intake:
 
     def _rang(self, lane: Lane) -> None:
         self._num_bells[lane] += 1
+        self._rang_s[lane] = time.monotonic()
         self._mark(lane, self.fair.num_waiting(lane) + 1)
         self._wake.set()
 
@@ -223,19 +225,28 @@ class Intake:
             was_connected, connected = connected, self._broker.connected
             if connected and not was_connected:
                 self.fair.rejoin(time.monotonic())
+            asked_s = time.monotonic()
             try:
-                self._correct(await self._broker.backlog(self.model))
+                self._correct(await self._broker.backlog(self.model), asked_s)
             except BrokerError as error:
                 log.warning("backlog unknown", model=self.model, reason=str(error))
             await asyncio.sleep(self._settings.queue.resync_interval_s)
 
-    def _correct(self, stored: Mapping[Lane, int]) -> None:
-        in_flight = self.running + self.fair.running_elsewhere(time.monotonic())
-        for lane in self._num_stored.keys() - stored.keys():
-            self._mark(lane, 0)
-            del self._num_bells[lane]
+    def _correct(self, stored: Mapping[Lane, int], asked_s: float) -> None:
+        """What was stored when `asked_s` had come, less what is in flight, waits. A bell that rang since then, or since
+        the gossip that says what others hold, may be for one prompt more: a pull that finds nothing costs less than a
+        tenant who waits for the next correction."""
+        now_s = time.monotonic()
+        in_flight = self.running + self.fair.running_elsewhere(now_s)
+        gossiped_s = now_s - 3 * self._settings.fairness.gossip_interval_s
+        for lane in (self._num_bells.keys() | self._num_stored.keys()) - stored.keys():
+            if self._rang_s.get(lane, 0.0) < asked_s:
+                self._mark(lane, 0)
+                del self._num_bells[lane]
+                self._rang_s.pop(lane, None)
         for lane, num_stored in stored.items():
-            self._mark(lane, max(0, num_stored - in_flight[lane]))
+            rang = self._rang_s.get(lane, 0.0) >= min(asked_s, gossiped_s)
+            self._mark(lane, max(int(rang), num_stored - in_flight[lane]))
         self._num_stored = Counter(stored)
         self._wake.set()
 

@@ -1,0 +1,117 @@
+"""What a worker believes to be waiting, while bells, gossip and the stream's own counts overtake each other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from inferflux.broker.fairshare import FairShare
+from inferflux.broker.memory import MemoryBroker, MemoryHub
+from inferflux.broker.subjects import Lane, ServiceClass
+from inferflux.broker.wire import encode
+from inferflux.config.settings import FairnessSettings, QueueSettings, Settings
+from inferflux.registry.tenants import Tenants
+from inferflux.workers.intake import Intake
+
+LANE = Lane("m", ServiceClass.DEFAULT, "light")
+SETTINGS = Settings(queue=QueueSettings(resync_interval_s=0.001), fairness=FairnessSettings(gossip_interval_s=600.0))
+
+
+class SlowCounts(MemoryBroker):
+    """Answers how much is stored with what was true when it was asked, each time on a word from the test."""
+
+    def __init__(self) -> None:
+        super().__init__(MemoryHub())
+        self.asked = asyncio.Semaphore(0)
+        self.answers = asyncio.Semaphore(0)
+
+    async def backlog(self, model: str | None = None) -> dict[Lane, int]:
+        stored = await super().backlog(model)
+        self.asked.release()
+        await self.answers.acquire()
+        return stored
+
+
+class Scene:
+    """A worker without an engine: it hears everything and pulls nothing."""
+
+    def __init__(self) -> None:
+        self.broker = SlowCounts()
+        self.fair = FairShare("m", "w0", "e", SETTINGS.fairness)
+        self.intake = Intake(
+            "m",
+            self.broker,
+            self.fair,
+            Tenants.from_settings(SETTINGS),
+            SETTINGS,
+            attempts=lambda: (),
+            accept=lambda _: None,
+        )
+
+    async def join(self) -> None:
+        """Begin to listen; the first count is under way then."""
+        await self.intake.join()
+        await self.broker.asked.acquire()
+
+    async def count(self) -> None:
+        """Have the count that is under way answered, and wait until it was taken in and the next one is asked for."""
+        self.broker.answers.release()
+        await self.broker.asked.acquire()
+
+    async def publish(self, msg_id: str) -> int:
+        seq = (await self.broker.publish_prompt(LANE, b"{}", msg_id=msg_id)).seq
+        await asyncio.sleep(0)
+        return seq
+
+    async def another_holds(self, num_running: int) -> None:
+        other = FairShare("m", "w1", "e", SETTINGS.fairness)
+        await self.broker.send_gossip("m", encode(other.gossip(0.0, 0, "cpu", {LANE: num_running})))
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+async def scene() -> AsyncIterator[Scene]:
+    scene = Scene()
+    yield scene
+    await scene.intake.leave()
+
+
+async def test_a_prompt_that_came_while_the_stream_counted_still_waits(scene: Scene) -> None:
+    await scene.join()
+    seq = await scene.publish("first")
+    await scene.count()
+    await scene.count()
+    await scene.broker.drop_prompt(seq)
+    await scene.count()
+    await scene.publish("second")
+    await scene.count()
+    assert scene.fair.num_waiting(LANE) >= 1, "its bell was forgotten for a count of before"
+
+
+async def test_a_prompt_that_came_after_the_last_gossip_still_waits(scene: Scene) -> None:
+    """Somebody held the tenant's last prompt when he said so; it was answered, and the next one is here."""
+    await scene.join()
+    await scene.another_holds(1)
+    await scene.publish("next")
+    for _ in range(2):
+        await scene.count()
+    assert scene.fair.num_waiting(LANE) == 1
+
+
+async def test_what_others_hold_does_not_wait(scene: Scene) -> None:
+    await scene.publish("held elsewhere")
+    await scene.join()
+    await scene.another_holds(1)
+    await scene.count()
+    assert scene.fair.num_waiting(LANE) == 0
+
+
+async def test_a_lane_that_was_emptied_is_empty_after_the_next_count(scene: Scene) -> None:
+    await scene.join()
+    seq = await scene.publish("first")
+    await scene.broker.drop_prompt(seq)
+    for _ in range(3):
+        await scene.count()
+    assert scene.fair.num_waiting(LANE) == 0
