@@ -17,10 +17,10 @@ from .packet import Packet
 from .subjects import STREAM_PROMPTS, Lane
 
 # A lane that runs as much as it may parks a pull that does not wait, unless the pull expires; and one that expires
-# is kept that long on an empty lane, too. So this is how long "nothing for you" takes. The consumer may hear of a
-# prompt after its bell has rung: with 1 ms, a busy machine was told "nothing" of a prompt that was there, once in 250
-# pulls.
-PULL_EXPIRES_S = 0.005
+# is kept that long on an empty lane, too. So this is how long "nothing for you" takes. It has to outlast what keeps a
+# consumer from its stream, as a write that is being synchronized does: a pull that expires meanwhile is told "nothing"
+# of a prompt that is there, and its lane counts as empty until the next correction.
+PULL_EXPIRES_S = 0.02
 PULL = b'{"batch":1,"no_wait":true,"expires":%d}' % int(PULL_EXPIRES_S * NANOS)
 # Of several workers that make one consumer at the same moment, a cluster leaves some without an answer.
 CREATE_TRY_S = 0.5
