@@ -6,7 +6,9 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,7 +26,10 @@ from inferflux.broker.jetstream import JetStreamBroker
 from inferflux.broker.subjects import Lane, RequestKey, ServiceClass, tenant_owner
 from inferflux.broker.wire import Claim
 from inferflux.config import load
+from inferflux.config.audit import MAX_WAITING, SYSTEM, Audit
 from inferflux.config.metrics import PolicyMetrics, WorkerMetrics
+from inferflux.config.settings import LoggingSettings
+from inferflux.workers.engine.offload import Offload
 
 RULES = ROOT / "deploy" / "prometheus" / "inferflux.yaml"
 ALERTS = [
@@ -229,22 +234,49 @@ def test_processes_that_are_gone(tmp_path: Path) -> None:
     fires(RULES, tmp_path, {up: 1}, {up: 0}, {"InferFluxProcessDown": True})
 
 
-def test_what_processes_count_when_a_disk_fails(tmp_path: Path) -> None:
-    """What a stub cannot have: an offload disk that broke, an audit log that loses lines."""
-    worker = WorkerMetrics(of_worker := CollectorRegistry())
-    policy = PolicyMetrics(of_api := CollectorRegistry())
+def test_the_disk_for_prefixes_goes_away(tmp_path: Path) -> None:
+    metrics = WorkerMetrics(registry := CollectorRegistry())
+    offload = Offload(tmp_path / "nvme", 1 << 20, "model")
+    offload.start()
 
     def scrape() -> dict[str, float]:
-        found = read(generate_latest(of_worker).decode(), job="inferflux-worker", instance="worker-0:9100")
-        return found | read(generate_latest(of_api).decode(), job="inferflux-api", instance="api:8080")
+        metrics.offload_active.labels("m").set(offload.stats().active)
+        return read(generate_latest(registry).decode(), job="inferflux-worker", instance="worker-0:9100")
 
-    worker.offload_active.labels("m").set(1)
     before = scrape()
-    worker.offload_active.labels("m").set(0)
-    policy.audit_lost.inc(3)
-    wanted = {"InferFluxOffloadStopped", "InferFluxAuditLost"}
-    fires(RULES, tmp_path, before, before, dict.fromkeys(wanted, False))
-    fires(RULES, tmp_path, before, scrape(), dict.fromkeys(wanted, True))
+    shutil.rmtree(tmp_path / "nvme")
+    offload.store((b"page".ljust(16),), b"state")
+    assert offload.flush(30)
+    fires(RULES, tmp_path, before, before, {"InferFluxOffloadStopped": False})
+    fires(RULES, tmp_path, before, scrape(), {"InferFluxOffloadStopped": True})
+    offload.close(30)
+
+
+def test_the_disk_of_the_audit_log_goes_away(tmp_path: Path) -> None:
+    metrics = PolicyMetrics(registry := CollectorRegistry())
+    disk = tmp_path / "disk"
+    audit = Audit(LoggingSettings(audit_log=str(disk / "audit.log")))
+    audit.on_lost = metrics.audit_lost.inc
+    opened = threading.Event()
+    audit.on_written = lambda _: opened.set()
+    audit.record("request.denied", SYSTEM, "denied")
+    assert opened.wait(30)
+
+    def scrape() -> dict[str, float]:
+        return read(generate_latest(registry).decode(), job="inferflux-api", instance="api:8080")
+
+    before = scrape()
+    disk.rename(tmp_path / "gone")
+    disk.write_text("in the way")
+    # Those that wait, and those that a writer holds meanwhile.
+    for _ in range(3 * MAX_WAITING):
+        audit.record("request.denied", SYSTEM, "denied")
+    during = scrape()
+    disk.unlink()
+    audit.close()
+    assert any(during.values())
+    fires(RULES, tmp_path, before, before, {"InferFluxAuditLost": False})
+    fires(RULES, tmp_path, before, during, {"InferFluxAuditLost": True})
 
 
 def test_clients_that_fall_behind(tmp_path: Path) -> None:
