@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from inferflux.broker.broker import Bell, Broker, Delivery, Subscription
+from inferflux.broker.broker import Bell, Broker, Delivery, LaneLimits, Subscription
 from inferflux.broker.errors import BrokerError
 from inferflux.broker.fairshare import FairShare
 from inferflux.broker.subjects import HEADER_PREFIX, Lane, ServiceClass
@@ -27,6 +27,7 @@ RETRY_S = 0.5
 # Long enough for a bell to reach the worker that holds a prompt's beginning and for its pull; short beside a prefill.
 AFFINITY_WAIT_S = 0.005
 MAX_PREFIXES = 128
+RECOUNT_S = 0.1
 
 
 class Intake:
@@ -62,6 +63,7 @@ class Intake:
         self._pulls: dict[asyncio.Task[None], Lane] = {}
         self._num_bells: Counter[Lane] = Counter()
         self._rang_s: dict[Lane, float] = {}
+        self._doubt = asyncio.Event()
         self._num_stored: Counter[Lane] = Counter()
         self._prefixes: dict[str, None] = {}
         self._background: list[asyncio.Task[None]] = []
@@ -170,16 +172,17 @@ class Intake:
 
     async def _pull(self, lane: Lane) -> None:
         bells = self._num_bells[lane]
+        limits = self._tenants.tenant(lane.tenant).lane_limits(self._settings.queue)
         try:
-            delivery = await self._broker.pull(
-                lane, self._tenants.tenant(lane.tenant).lane_limits(self._settings.queue)
-            )
+            delivery = await self._broker.pull(lane, limits)
         except BrokerError as error:
             log.warning("pull failed", model=lane.model, tenant=lane.tenant, reason=str(error))
             await asyncio.sleep(RETRY_S)
         else:
             # A bell that rang meanwhile may be for a prompt that this answer does not know of.
             num_rung = self._num_bells[lane] - bells
+            if delivery is None and self._doubts(lane, limits):
+                self._doubt.set()
             self.fair.set_backlog(lane, max(num_rung, delivery.num_pending if delivery else 0), time.monotonic())
             if delivery is not None:
                 self._accept(delivery)
@@ -188,6 +191,13 @@ class Intake:
             assert task is not None
             del self._pulls[task]
             self._wake.set()
+
+    def _doubts(self, lane: Lane, limits: LaneLimits) -> bool:
+        """Whether a pull should have found something: more is known to wait than is being pulled, and the lane may run
+        more. A server whose disk is slow says "nothing", too."""
+        num_pulls = sum(each == lane for each in self._pulls.values())
+        num_running = self.running[lane] + self.fair.running_elsewhere(time.monotonic())[lane]
+        return self.fair.num_waiting(lane) > num_pulls and num_running < limits.max_running
 
     def _leaves_to_gpu(self, host: ModelHost) -> bool:
         """A CPU worker leaves prompts to a GPU worker that has room for them."""
@@ -230,7 +240,12 @@ class Intake:
                 self._correct(await self._broker.backlog(self.model), asked_s)
             except BrokerError as error:
                 log.warning("backlog unknown", model=self.model, reason=str(error))
-            await asyncio.sleep(self._settings.queue.resync_interval_s)
+            interval_s = self._settings.queue.resync_interval_s
+            await asyncio.sleep(min(RECOUNT_S, interval_s))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, interval_s - RECOUNT_S)):
+                    await self._doubt.wait()
+            self._doubt.clear()
 
     def _correct(self, stored: Mapping[Lane, int], asked_s: float) -> None:
         """What was stored when `asked_s` had come, less what is in flight, waits. A bell that rang since then, or since

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from inferflux.broker.broker import Delivery, LaneLimits
 from inferflux.broker.fairshare import FairShare
 from inferflux.broker.memory import MemoryBroker, MemoryHub
 from inferflux.broker.subjects import Lane, ServiceClass
@@ -115,3 +118,49 @@ async def test_a_lane_that_was_emptied_is_empty_after_the_next_count(scene: Scen
     for _ in range(3):
         await scene.count()
     assert scene.fair.num_waiting(LANE) == 0
+
+
+class SlowDisk(MemoryBroker):
+    """Says "nothing" to the first pull of a lane that has prompts."""
+
+    num_pulls = 0
+
+    async def pull(self, lane: Lane, limits: LaneLimits) -> Delivery | None:
+        self.num_pulls += 1
+        return None if self.num_pulls == 1 else await super().pull(lane, limits)
+
+
+async def test_a_lane_that_ought_to_have_something_is_counted_again_at_once() -> None:
+    broker = SlowDisk(MemoryHub())
+    settings = Settings(
+        queue=QueueSettings(resync_interval_s=3600.0), fairness=FairnessSettings(gossip_interval_s=0.01)
+    )
+    pulled: asyncio.Queue[Delivery] = asyncio.Queue()
+    intake = Intake(
+        "m",
+        broker,
+        FairShare("m", "w0", "e", settings.fairness),
+        Tenants.from_settings(settings),
+        settings,
+        attempts=lambda: (),
+        accept=pulled.put_nowait,
+    )
+    engine: Any = SimpleNamespace(
+        num_slots=1,
+        stalled_s=lambda: 0.0,
+        capacity=SimpleNamespace(hardware="gpu"),
+        stats=lambda: SimpleNamespace(batch_is_owed=True),
+    )
+    intake.host = engine
+    for number in range(3):
+        await broker.publish_prompt(LANE, b"{}", msg_id=str(number))
+    await intake.join()
+    running = asyncio.create_task(intake.run())
+    try:
+        async with asyncio.timeout(30):
+            await pulled.get()
+    finally:
+        intake.stop()
+        await running
+        await intake.leave()
+    assert broker.num_pulls >= 2
