@@ -13,6 +13,7 @@
 namespace {
 
 typedef int32_t Ints __attribute__((vector_size(64)));
+typedef int8_t Bytes __attribute__((vector_size(16)));
 
 constexpr int64_t GROUP = 32, STEPS = GROUP / 4;
 constexpr int STEP_BYTES = 4 * TILE;
@@ -85,7 +86,8 @@ struct Quantized {
             Ints whole = {};
             if (at < count) whole = (Ints)(load(from + at) * scale + ROUNDING) - (Ints)(Vector{} + ROUNDING);
             total += whole;
-            for (int lane = 0; lane < LANES; lane++) own[at + lane] = (int8_t)whole[lane];
+            Bytes bytes = __builtin_convertvector(whole, Bytes);
+            std::memcpy(own + at, &bytes, sizeof bytes);
         }
         int32_t sum = 0;
         for (int lane = 0; lane < LANES; lane++) sum += total[lane];
