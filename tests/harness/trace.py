@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections import Counter
 from collections.abc import Callable
 
@@ -13,7 +14,7 @@ from inferflux.workers.engine.engine import Engine
 from inferflux.workers.engine.job import Job, Update
 from inferflux.workers.engine.scheduler import Scheduler
 
-from .engine import Recorder
+from .engine import TIMEOUT_S, Recorder
 
 GREEDY = SamplingParams(temperature=0.0)
 Act = Callable[[Engine], None]
@@ -84,6 +85,7 @@ class TracedEngine(Engine):
         self.problems: list[str] = []
         self.num_turns = 0
         self._trace = trace
+        self._rest = threading.Event()
         super().__init__(backend, settings, paged_kv, self._record)
 
     def _record(self, updates: list[Update]) -> None:
@@ -102,19 +104,22 @@ class TracedEngine(Engine):
             scheduler.check_integrity(self._backend.num_computed)
         except AssertionError as error:
             self.problems.append(f"turn {self.num_turns}: {error}")
+        if self._trace.is_over and not (scheduler.running or scheduler.waiting):
+            self._rest.set()
 
     def play(self) -> None:
-        """Until every request that was not cancelled has ended. Fails when anything is left or was inconsistent."""
+        """Until every request has ended or was cancelled. Fails when anything is left or was inconsistent."""
         self.start()
         try:
             for job in self._trace.jobs:
                 if job.request not in self._trace.cancelled:
                     choice = self.recorder.wait(job.request, job.choice)
                     assert choice.error is None, choice.error
+            assert self._rest.wait(TIMEOUT_S), self.stats()
             self.check_integrity()
             stats = self.stats()
             assert not self.problems, self.problems[:3]
-            assert (stats.num_running, stats.num_waiting, stats.num_pages_used) == (0, 0, 0)
+            assert (stats.num_running, stats.num_waiting, stats.num_pages_used) == (0, 0, 0), stats
             assert max(self.num_endings.values()) == 1
         finally:
             self.close()
