@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import httpx
 import psutil
@@ -57,13 +57,14 @@ def second_rank(server: Server) -> psutil.Process:
 def test_a_killed_rank_costs_no_request_and_no_token(server: Server) -> None:
     before = [ask(server, prompt) for prompt in PROMPTS]
     victim = second_rank(server)
-    with ThreadPoolExecutor(len(PROMPTS)) as pool, Streaming(server, **BODY, prompt=PROMPTS[0]) as stream:
-        stream.read(3)
-        answers = [pool.submit(ask, server, prompt) for prompt in PROMPTS]
+    with ExitStack() as running:
+        streams = [running.enter_context(Streaming(server, **BODY, prompt=prompt)) for prompt in PROMPTS]
+        for stream in streams:
+            stream.read(3)
         os.kill(victim.pid, signal.SIGKILL)
-        stream.read()
-        assert [answer.result() for answer in answers] == before
-    assert stream.text == before[0]
+        for stream in streams:
+            stream.read()
+    assert [stream.text for stream in streams] == before
     assert second_rank(server).pid != victim.pid
     assert "a rank died" in server.log_text()
 
