@@ -12,7 +12,7 @@ import msgspec
 from inferflux.broker.broker import Broker
 from inferflux.broker.errors import BrokerError, BrokerUnavailable, ClaimLost
 from inferflux.broker.subjects import RequestKey
-from inferflux.broker.wire import Claim, Failure, Frame, encode, ends
+from inferflux.broker.wire import Claim, Failure, Frame, encode
 from inferflux.config.logs import get_logger
 
 from .idempotency import free
@@ -93,7 +93,7 @@ class Canceller:
         await self._broker.send_cancel(order.key)
         # The claim is cancelled, so no other terminal frame can come; but the last attempt's may have come just before.
         tape = await self._broker.read_tape(order.key, after_seq=order.seen_seq)
-        if not any(ends(entry.body) for entry in reversed(tape.frames)):
+        if tape.end is None:
             frame = Frame(id=order.key.request, attempt=seq, error=order.failure)
             try:
                 await self._broker.put_terminal(order.key, encode(frame), fence=seq)

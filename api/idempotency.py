@@ -12,7 +12,7 @@ import msgspec
 from inferflux.broker.broker import Broker, Tape
 from inferflux.broker.errors import BrokerError, BrokerUnavailable, Code, RequestError, RevisionConflict
 from inferflux.broker.subjects import BUCKET_IDEMPOTENCY, RequestKey
-from inferflux.broker.wire import Failure, Wire, decode_frame, encode, ends
+from inferflux.broker.wire import Failure, Wire, decode_frame, encode
 from inferflux.config.logs import get_logger
 
 from .identity import key_of
@@ -152,7 +152,7 @@ async def free(broker: Broker, key: RequestKey) -> None:
 
 def failed(tape: Tape) -> bool:
     """Whether a request has ended in a way that trying again may cure."""
-    end = next((entry.body for entry in reversed(tape.frames) if ends(entry.body)), None)
+    end = tape.end
     if end is None:
         return False
     try:

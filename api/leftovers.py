@@ -12,7 +12,6 @@ import msgspec
 from inferflux.broker.broker import Broker
 from inferflux.broker.errors import BrokerError
 from inferflux.broker.subjects import RequestKey
-from inferflux.broker.wire import ends
 from inferflux.config.logs import get_logger
 
 log = get_logger("api.leftovers")
@@ -66,7 +65,7 @@ class Leftovers:
 
     async def _read(self, key: RequestKey, seen: _Seen, now_s: float) -> None:
         tape = await self._broker.read_tape(key, after_seq=seen.read_seq)
-        if any(ends(each.body) for each in tape.frames):
+        if tape.end is not None:
             # Whoever pulls a prompt that is still stored must find its end; where none is named, the tape expires.
             prompt_seq = tape.claim.prompt if tape.claim is not None else 0
             if prompt_seq and await self._broker.read_prompt(prompt_seq) is None:

@@ -11,7 +11,7 @@ from inferflux.broker.errors import Code, RequestError
 from inferflux.broker.ownership import request_key
 from inferflux.broker.stamp import Stamper
 from inferflux.broker.subjects import OWNER_API, OWNER_TENANT, RequestKey, parse_key_id
-from inferflux.broker.wire import ends, failure
+from inferflux.broker.wire import failure
 from inferflux.config.logs import get_logger
 
 from .cancel import Canceller, Order
@@ -84,7 +84,7 @@ class Queues:
         """End a request, queued or running, by its id. Raises RequestError when there is none."""
         key = named(name)
         tape = await self._broker.read_tape(key)
-        if any(ends(entry.body) for entry in tape.frames):
+        if tape.end is not None:
             return CancelAnswer(name, "ended", dry_run)
         prompt_seq = tape.claim.prompt if tape.claim is not None else None
         if tape.claim is None:

@@ -9,7 +9,7 @@ from litestar import Response
 from inferflux.broker.broker import Broker
 from inferflux.broker.errors import Code, RequestError
 from inferflux.broker.subjects import Lane, RequestKey, ServiceClass
-from inferflux.broker.wire import Head, ends, failure
+from inferflux.broker.wire import Head, failure
 from inferflux.config.logs import get_logger
 from inferflux.registry.models import ModelEntry
 from inferflux.registry.tenants import Principal
@@ -52,7 +52,7 @@ class Resumption:
     async def cancel(self, principal: Principal, name: str) -> CancelAnswer:
         """End a request for all who read it. Raises RequestError or BrokerError."""
         key, head = await self._find(principal, name)
-        if any(ends(entry.body) for entry in (await self._broker.read_tape(key)).frames):
+        if (await self._broker.read_tape(key)).end is not None:
             return CancelAnswer(name, "ended")
         await self._canceller.cancel(Order(key, head.prompt, BY_CLIENT))
         log.info("cancelled by its client", request=key.request, owner=key.owner)

@@ -14,7 +14,7 @@ from functools import partial
 from inferflux.broker.broker import Broker
 from inferflux.broker.errors import BrokerError, Code
 from inferflux.broker.subjects import OWNER_API, RequestKey, encode_token, key_id
-from inferflux.broker.wire import ends, failure
+from inferflux.broker.wire import failure
 from inferflux.config.logs import get_logger
 
 from .cancel import Canceller, Order
@@ -109,7 +109,7 @@ class Vigil:
         head = await self._broker.read_head(order.key)
         prompt_seq = order.prompt_seq if head is None else head.prompt
         tape = await self._broker.read_tape(order.key)
-        if any(ends(entry.body) for entry in reversed(tape.frames)):
+        if tape.end is not None:
             if failed(tape):
                 await free(self._broker, order.key)
             return

@@ -13,7 +13,7 @@ from typing import Protocol
 import msgspec
 
 from .subjects import Counter, Lane, RequestKey, Series
-from .wire import Claim, Head
+from .wire import Claim, Head, ends
 
 
 class Receipt(msgspec.Struct, frozen=True):
@@ -63,6 +63,11 @@ class Tape(msgspec.Struct, frozen=True):
     claim: Claim | None
     claim_seq: int
     frames: tuple[TapeEntry, ...]
+
+    @property
+    def end(self) -> bytes | None:
+        """Body of the newest terminal frame among these; None when there is none."""
+        return next((entry.body for entry in reversed(self.frames) if ends(entry.body)), None)
 
 
 class LaneLimits(msgspec.Struct, frozen=True):

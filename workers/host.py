@@ -217,7 +217,7 @@ class ModelHost:
         await asyncio.to_thread(self._engine.close)
 
     def _from_engine(self, updates: list[Update]) -> None:
-        self._departures.put(Step(updates, self.stats().last_step_s))
+        self._departures.put(Step(updates, self._engine.last_step_s))
 
     def _take(self, step: Step) -> list[Answer]:
         """Give each update to its answer. Returns those that something came for."""

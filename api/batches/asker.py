@@ -24,7 +24,7 @@ from inferflux.broker.errors import (
     TooManyLanes,
 )
 from inferflux.broker.subjects import Lane, RequestKey, api_owner
-from inferflux.broker.wire import Batch, Failure, Usage, ends
+from inferflux.broker.wire import Batch, Failure, Usage
 from inferflux.config.audit import Actor
 from inferflux.registry.guardrails.guard import told
 from inferflux.registry.models import ModelEntry
@@ -143,7 +143,7 @@ class Asker:
         """Store the prompt, unless it ran already. Returns its sequence, where that matters."""
         if known:
             tape: Tape = await self._services.broker.read_tape(key)
-            if any(ends(entry.body) for entry in tape.frames):
+            if tape.end is not None:
                 stream.reread()
                 return None
         draft = Draft(

@@ -71,7 +71,7 @@ class Engine:
         self._updates: list[Update] = []
         self._failure: Failure | None = None
         self._num_steps = 0
-        self._last_step_s = 0.0
+        self.last_step_s = 0.0  # how long the newest step took
         self._prompt_tokens = 0
         self._generated_tokens = 0
 
@@ -133,7 +133,6 @@ class Engine:
             prefix_hits=scheduler.prefix_hits,
             prompt_tokens=self._prompt_tokens,
             generated_tokens=self._generated_tokens,
-            last_step_s=self._last_step_s,
             batch_is_owed=self._batch_is_owed,
             offload=OffloadStats() if self._offload is None else self._offload.stats(),
         )
@@ -203,7 +202,7 @@ class Engine:
             if scheduler.has_work:
                 self._step(scheduler)
                 self._num_steps += 1
-                self._last_step_s = time.perf_counter() - began
+                self.last_step_s = time.perf_counter() - began
                 self._was_checked = False
             elif not (self._was_checked or scheduler.waiting):
                 self._was_checked = True

@@ -76,6 +76,5 @@ class EngineStats(msgspec.Struct, frozen=True, kw_only=True):
     prefix_hits: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
-    last_step_s: float = 0.0
     batch_is_owed: bool = False
     offload: OffloadStats = OffloadStats()
