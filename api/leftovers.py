@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import random
 import time
 
 import msgspec
 
 from inferflux.broker.broker import Broker
-from inferflux.broker.errors import BrokerError
 from inferflux.broker.subjects import RequestKey
 from inferflux.config.logs import get_logger
+
+from .rounds import Rounds
 
 log = get_logger("api.leftovers")
 
@@ -31,22 +29,13 @@ class _Seen(msgspec.Struct):
 class Leftovers:
     """Workers and replicas purge a tape one window after its request has ended, by timers that end with them. So every
     replica looks through the tape once a window, for what is still there two windows after it was first seen, and
-    purges it once it has been seen ended for a window. `look` does one round; `start` repeats it."""
+    purges it once it has been seen ended for a window. `look` does one round; `rounds` repeats it."""
 
     def __init__(self, broker: Broker, window_s: float) -> None:
         self._broker = broker
         self._window_s = window_s
         self._seen: dict[RequestKey, _Seen] = {}
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name="leftovers")
-
-    async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        self.rounds = Rounds("leftovers", lambda: self.look(time.monotonic()), window_s)
 
     async def look(self, now_s: float) -> int:
         """How many tapes were purged. Raises BrokerError."""
@@ -74,14 +63,3 @@ class Leftovers:
         elif tape.frames:
             seen.read_seq = tape.frames[-1].seq
         seen.since_s = now_s - self._window_s
-
-    async def _run(self) -> None:
-        while True:
-            # Apart from the other replicas' rounds.
-            await asyncio.sleep(self._window_s * random.uniform(0.8, 1.2))  # noqa: S311
-            try:
-                await self.look(time.monotonic())
-            except BrokerError as error:
-                log.warning("leftover tapes not looked for", reason=str(error))
-            except Exception as error:
-                log.error("leftover tapes not looked for", error=error)

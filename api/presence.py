@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
 from collections import Counter
@@ -11,6 +10,8 @@ from inferflux.broker.broker import Broker
 from inferflux.broker.errors import BrokerError
 from inferflux.broker.subjects import BUCKET_PRESENCE, RequestKey, api_owner, encode_token, key_id
 from inferflux.config.logs import get_logger
+
+from .rounds import Rounds
 
 log = get_logger("api.presence")
 
@@ -30,18 +31,15 @@ class Presence:
         self._beaten_s: float | None = None
         self._read: Counter[RequestKey] = Counter()
         self._renew_s: dict[RequestKey, float] = {}
-        self._task: asyncio.Task[None] | None = None
+        self.rounds = Rounds("presence", self._tell, BEAT_S)
 
     async def start(self) -> None:
         await self._beat()
-        self._task = asyncio.create_task(self._run(), name="presence")
+        self.rounds.start()
 
     async def close(self) -> None:
         """Withdraw, so that the others need not wait for the entry to expire."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await self.rounds.close()
         try:
             await (await self._broker.bucket(BUCKET_PRESENCE)).delete(OWNER + encode_token(self._owner))
         except BrokerError as error:
@@ -94,15 +92,9 @@ class Presence:
         await bucket.put(READER + key_id(key), b"", ttl_s=self._lease_s)
         self._renew_s[key] = time.monotonic() + self._lease_s / 3
 
-    async def _run(self) -> None:
-        while True:
-            await asyncio.sleep(BEAT_S)
-            try:
-                await self._beat()
-                now_s = time.monotonic()
-                for key in [key for key, due_s in self._renew_s.items() if due_s <= now_s]:
-                    with contextlib.suppress(BrokerError):
-                        await self._renew(key)
-            except Exception as error:
-                # The other replicas would take this one for dead, and cancel what it serves.
-                log.error("presence failed", error=error)
+    async def _tell(self) -> None:
+        await self._beat()
+        now_s = time.monotonic()
+        for key in [key for key, due_s in self._renew_s.items() if due_s <= now_s]:
+            with contextlib.suppress(BrokerError):
+                await self._renew(key)

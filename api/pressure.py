@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import time
 from collections import Counter, defaultdict
 from functools import partial
@@ -15,6 +13,7 @@ from inferflux.config.logs import get_logger
 from inferflux.registry.fleet import Fleet
 
 from .outlook import DrainRate, ModelQueue, Outlook, Place, retry_after_s
+from .rounds import Rounds
 
 log = get_logger("api")
 
@@ -37,17 +36,14 @@ class Pressure:
         self._ever_admitted: Counter[Lane] = Counter()
         self._rates: defaultdict[str, DrainRate] = defaultdict(DrainRate)
         self._queues: dict[str, ModelQueue] = {}
-        self._task: asyncio.Task[None] | None = None
+        self.rounds = Rounds("pressure", self.look, INTERVAL_S)
 
     async def start(self) -> None:
         await self.look()
-        self._task = asyncio.create_task(self._run(), name="pressure")
+        self.rounds.start()
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await self.rounds.close()
 
     def num_queued(self, tenant: str) -> int:
         """Prompts of a tenant, waiting and running, over all models and classes."""
@@ -85,6 +81,9 @@ class Pressure:
             if self.answering:
                 log.warning("broker does not answer", reason=str(error))
             self.answering = False
+        except Exception:
+            self.answering = False
+            raise
         else:
             self.answering = True
 
@@ -108,12 +107,3 @@ class Pressure:
             num_running = sum(beat.num_running for beat in self._fleet.models(model))
             queue = self._queues[model] = ModelQueue(depths, num_running)
         return queue
-
-    async def _run(self) -> None:
-        while True:
-            await asyncio.sleep(INTERVAL_S)
-            try:
-                await self.look()
-            except Exception as error:
-                self.answering = False
-                log.error("queues not looked up", error=error)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import random
 import time
 
 from inferflux.broker.broker import Broker, StoredPrompt
-from inferflux.broker.errors import BrokerError, Code
+from inferflux.broker.errors import Code
 from inferflux.broker.ownership import head, request_key
 from inferflux.broker.stamp import Stamper
 from inferflux.broker.subjects import Lane, ServiceClass
@@ -21,6 +18,7 @@ from inferflux.registry.follower import FleetFollower
 
 from .cancel import Canceller, Order
 from .overdue import Agenda, Case, verdict
+from .rounds import Rounds
 
 log = get_logger("api.sweeper")
 
@@ -57,19 +55,11 @@ class Sweeper:
         self._agenda = Agenda(settings)
         self._walked_seq = 0
         self._walk_at_s = 0.0
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name="sweeper")
-
-    async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        self.rounds = Rounds("sweeper", self.sweep, INTERVAL_S)
 
     async def sweep(self) -> int:
-        """One pass. Returns how many prompts it ended."""
+        """One pass, once the fleet is known. Returns how many prompts it ended. Raises BrokerError."""
+        await self._follower.ready.wait()
         lanes = await self._broker.backlog()
         num_ended = num_looked = 0
         for lane in self._agenda.due(lanes.keys(), time.time(), self._absent_s):
@@ -79,18 +69,6 @@ class Sweeper:
             num_looked += looked
             num_ended += ended
         return num_ended + await self._walk()
-
-    async def _run(self) -> None:
-        await self._follower.ready.wait()
-        while True:
-            # Apart from the other replicas' passes.
-            await asyncio.sleep(INTERVAL_S * random.uniform(0.8, 1.2))  # noqa: S311
-            try:
-                await self.sweep()
-            except BrokerError as error:
-                log.warning("sweep broken off", reason=str(error))
-            except Exception as error:
-                log.error("sweep failed", error=error)
 
     async def _look(self, lane: Lane, budget: int) -> tuple[int, int]:
         """Through a lane from its oldest prompt, to the first that may still be started."""

@@ -6,13 +6,11 @@ compare-and-set, so several may try.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import time
 from functools import partial
 
 from inferflux.broker.broker import Broker
-from inferflux.broker.errors import BrokerError, Code
+from inferflux.broker.errors import Code
 from inferflux.broker.subjects import OWNER_API, RequestKey, encode_token, key_id
 from inferflux.broker.wire import failure
 from inferflux.config.logs import get_logger
@@ -21,6 +19,7 @@ from .cancel import Canceller, Order
 from .idempotency import failed, free
 from .presence import Presence
 from .pressure import Pressure
+from .rounds import Rounds
 
 log = get_logger("api.vigil")
 
@@ -30,7 +29,7 @@ UNREAD = failure(Code.CANCELLED, "nobody came back to read the answer")
 
 
 class Vigil:
-    """`look` does one round; `start` repeats it."""
+    """`look` does one round; `rounds` repeats it."""
 
     def __init__(
         self, broker: Broker, owner: str, canceller: Canceller, presence: Presence, pressure: Pressure, grace_s: float
@@ -45,16 +44,8 @@ class Vigil:
         self._left: dict[RequestKey, Order] = {}
         self._unread_s: dict[RequestKey, float] = {}
         self._settled: set[RequestKey] = set()
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name="vigil")
-
-    async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        interval_s = min(LONGEST_PAUSE_S, max(SHORTEST_PAUSE_S, grace_s / 4))
+        self.rounds = Rounds("vigil", lambda: self.look(time.monotonic()), interval_s)
 
     @property
     def num_left(self) -> int:
@@ -133,14 +124,3 @@ class Vigil:
         if read:
             self._wait(order)
         return read
-
-    async def _run(self) -> None:
-        pause_s = min(LONGEST_PAUSE_S, max(SHORTEST_PAUSE_S, self._grace_s / 4))
-        while True:
-            await asyncio.sleep(pause_s)
-            try:
-                await self.look(time.monotonic())
-            except BrokerError as error:
-                log.warning("nobody watched over", reason=str(error))
-            except Exception as error:
-                log.error("nobody watched over", error=error)

@@ -99,7 +99,7 @@ class ApiMetrics:
         )
         self.limit_refusals = Counter(
             "inferflux_limit_refusals",
-            "Requests that this replica refused because a limit of their key or tenant was used up, by error code.",
+            "Requests refused because a limit of their key or tenant was used up, by error code.",
             ("code",),
             registry=registry,
         )
@@ -257,7 +257,7 @@ class WorkerMetrics:
         )
         self.limit_refusals = Counter(
             "inferflux_limit_refusals",
-            "Prompts that did not fit into what is left of a limit of their key or tenant, by error code.",
+            "Requests refused because a limit of their key or tenant was used up, by error code.",
             ("code",),
             registry=registry,
         )

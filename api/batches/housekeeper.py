@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import random
 import time
 
-from inferflux.broker.errors import BrokerError
 from inferflux.broker.subjects import object_name, parse_object_name
 from inferflux.config.logs import get_logger
 
 from ..files import StoredFile
+from ..rounds import Rounds
 from .agenda import Agenda
 from .identity import journal_of
 from .records import OVER
@@ -30,16 +27,7 @@ class Housekeeper:
     def __init__(self, services: Services, agenda: Agenda) -> None:
         self._services = services
         self._agenda = agenda
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name="housekeeper")
-
-    async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        self.rounds = Rounds("housekeeper", lambda: self.clean(time.time()), INTERVAL_S)
 
     async def clean(self, now_s: float) -> None:
         """One pass; `now_s` is Unix time. Raises BrokerError."""
@@ -72,13 +60,3 @@ class Housekeeper:
                 continue
             if (kept.batch.ended or 0.0) + kept_s < now_s:
                 await records.delete(tenant, ident)
-
-    async def _run(self) -> None:
-        while True:
-            await asyncio.sleep(INTERVAL_S * random.uniform(0.8, 1.2))  # noqa: S311
-            try:
-                await self.clean(time.time())
-            except BrokerError as error:
-                log.warning("files not cleaned up", reason=str(error))
-            except Exception as error:
-                log.error("housekeeping failed", error=error)

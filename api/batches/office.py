@@ -20,9 +20,9 @@ class Office:
 
     def start(self) -> None:
         self.keeper.start()
-        self.housekeeper.start()
+        self.housekeeper.rounds.start()
 
     async def close(self) -> None:
-        await self.housekeeper.close()
+        await self.housekeeper.rounds.close()
         await self.keeper.close()
         await self.submissions.close()

@@ -307,7 +307,7 @@ async def test_a_first_reader_who_leaves_does_not_end_it_for_a_second(hasty: Any
 async def die(api: Any) -> None:
     """As kill -9: nothing is told to anybody, and the entry in the presence bucket has expired."""
     for part in (api.parts.presence, api.parts.vigil, api.parts.sweeper):
-        part._task.cancel()
+        await part.rounds.close()
     bucket = await api.broker.bucket(BUCKET_PRESENCE)
     await bucket.delete(OWNER + encode_token(f"a-{api.parts.dispatcher.replica}"))
 
@@ -360,7 +360,7 @@ async def test_who_cannot_tell_that_it_is_there_takes_nobody_for_dead(hasty: Any
     api.worker.script = Script()
     await api.call("/v1/completions", PROMPT).until(b"w3")
     await die(api)
-    other.parts.presence._task.cancel()
+    await other.parts.presence.rounds.close()
     other.parts.presence._beaten_s = time.monotonic() - 60
 
     await other.parts.vigil.look(time.monotonic())
