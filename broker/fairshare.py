@@ -120,7 +120,7 @@ class FairShare:
         running: Mapping[Lane, int] = MappingProxyType({}),
         prefixes: tuple[str, ...] = (),
     ) -> Gossip:
-        """The next message to the others: send it every interval, also when nothing happened.
+        """The next message to the others: send it every interval, also when nothing happened, unless there is nobody.
 
         `running` is how many prompts of each lane this worker holds; `prefixes` are beginnings that it has cached.
         """
@@ -164,6 +164,11 @@ class FairShare:
         if self._roster.hear(gossip, now_s):
             self._ledger.owe(self._ledger.origin)
             self._owe_for_gone(now_s)
+
+    def has_company(self, now_s: float) -> bool:
+        """Whether the others must hear from this worker every interval. While there are none a message now and then is
+        enough; whoever comes is to be answered at once."""
+        return self._roster.has_company(now_s)
 
     def rejoin(self, now_s: float) -> None:
         """Call after the connection was lost: asks the others for what was missed, and lifts nobody meanwhile."""

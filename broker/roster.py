@@ -74,6 +74,10 @@ class Roster:
         self._joined = waited >= _JOINING_AT_MOST or (waited >= _JOINING and not owed)
         return self._joined
 
+    def has_company(self, now_s: float) -> bool:
+        """Whether somebody else is there, or may be: a newcomer has yet to hear."""
+        return not self.joined(now_s) or any(True for _ in self._alive(now_s))
+
     def whole(self, now_s: float) -> bool:
         """Whether the own view is as good as anybody's, which it also is while nobody else was ever heard."""
         return self._alone or self.joined(now_s)

@@ -12,13 +12,14 @@ from inferflux.broker.broker import Bell, Broker, Delivery, LaneLimits, Subscrip
 from inferflux.broker.errors import BrokerError
 from inferflux.broker.fairshare import FairShare
 from inferflux.broker.subjects import HEADER_PREFIX, Lane, ServiceClass
-from inferflux.broker.wire import Hardware, decode_gossip, encode
+from inferflux.broker.wire import Gossip, Hardware
 from inferflux.config.logs import get_logger
 from inferflux.config.settings import Settings
 from inferflux.registry.tenants import Tenants
 
 from .advance import Advance
 from .attempt import Attempt
+from .gossiper import Gossiper
 from .host import ModelHost
 
 log = get_logger("worker.intake")
@@ -58,7 +59,10 @@ class Intake:
         self._attempts = attempts
         self._accept = accept
         self._wake = asyncio.Event()
-        self._subscriptions: list[Subscription] = []
+        self._gossiper = Gossiper(
+            model, broker, fair, settings.fairness.gossip_interval_s, tell=self._tell, on_news=self.wake
+        )
+        self._bells: Subscription | None = None
         self._pulling = True
         self._pulls: dict[asyncio.Task[None], Lane] = {}
         self._num_bells: Counter[Lane] = Counter()
@@ -66,7 +70,7 @@ class Intake:
         self._doubt = asyncio.Event()
         self._num_stored: Counter[Lane] = Counter()
         self._prefixes: dict[str, None] = {}
-        self._background: list[asyncio.Task[None]] = []
+        self._resyncing: asyncio.Task[None] | None = None
 
     @property
     def num_free_slots(self) -> int:
@@ -116,14 +120,9 @@ class Intake:
 
     async def join(self) -> None:
         """Begin to listen and to gossip; a newcomer must know what was served before it may choose."""
-        self._subscriptions = [
-            await self._broker.listen_bells(self.model, self._on_bell),
-            await self._broker.listen_gossip(self.model, self._on_gossip),
-        ]
-        self._background = [
-            asyncio.create_task(self._resync_forever()),
-            asyncio.create_task(self._gossip_forever()),
-        ]
+        self._bells = await self._broker.listen_bells(self.model, self._on_bell)
+        await self._gossiper.start()
+        self._resyncing = asyncio.create_task(self._resync_forever(), name="resync")
 
     async def run(self) -> None:
         """Pull until stopped."""
@@ -135,12 +134,13 @@ class Intake:
 
     async def leave(self) -> None:
         """Listen and gossip no more."""
-        for task in self._background:
-            task.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
-        for subscription in self._subscriptions:
+        if self._resyncing is not None:
+            self._resyncing.cancel()
+            await asyncio.wait([self._resyncing])
+        await self._gossiper.close()
+        if self._bells is not None:
             with contextlib.suppress(BrokerError):
-                await subscription.close()
+                await self._bells.close()
 
     def _start_pulls(self) -> None:
         """One pull for each free slot, as long as fairness names a lane that is not being emptied already.
@@ -221,13 +221,6 @@ class Intake:
         self.fair.set_weight(lane.tenant, self._tenants.tenant(lane.tenant).weight)
         self.fair.set_backlog(lane, num_waiting, time.monotonic())
 
-    def _on_gossip(self, body: bytes) -> None:
-        try:
-            self.fair.merge(decode_gossip(body), time.monotonic())
-        except ValueError as error:
-            log.warning("gossip ignored", model=self.model, reason=str(error))
-        self._wake.set()
-
     async def _resync_forever(self) -> None:
         """Bells are not rung for redeliveries, and may be missed: ask the stream what really waits."""
         connected = True
@@ -265,15 +258,9 @@ class Intake:
         self._num_stored = Counter(stored)
         self._wake.set()
 
-    async def _gossip_forever(self) -> None:
-        while True:
-            hardware: Hardware = "cpu" if self.host is None else self.host.capacity.hardware
-            prefixes = tuple(self._prefixes)
-            gossip = self.fair.gossip(time.monotonic(), self.num_free_slots, hardware, self.running, prefixes)
-            with contextlib.suppress(BrokerError):
-                await self._broker.send_gossip(self.model, encode(gossip))
-            await asyncio.sleep(self._settings.fairness.gossip_interval_s)
-            self._wake.set()
+    def _tell(self, now_s: float) -> Gossip:
+        hardware: Hardware = "cpu" if self.host is None else self.host.capacity.hardware
+        return self.fair.gossip(now_s, self.num_free_slots, hardware, self.running, tuple(self._prefixes))
 
     @property
     def _hangs(self) -> bool:
