@@ -68,8 +68,8 @@ class Row(msgspec.Struct, frozen=True):
 
 
 LOADS = (
-    Load("1 client", "short", 1, 4),
-    Load("8 clients", "short", 8, 2),
+    Load("1 client", "short", 1, 8),
+    Load("8 clients", "short", 8, 4),
     Load("32 clients", "short", 32, 2),
     Load("32 clients, shared prefix", "shared", 32, 2),
 )
