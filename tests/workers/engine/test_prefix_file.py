@@ -31,7 +31,7 @@ def test_another_model_reads_nothing(path: Path) -> None:
         read_state(path, "other")
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=60)
 @given(data=st.data())
 def test_no_damage_goes_unnoticed(path: Path, data: st.DataObject) -> None:
     write_prefix(path, "model", CHAIN, STATE)
