@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -31,6 +32,9 @@ STOP_S = 10.0
 MAX_BACKOFF_S = 5.0
 STEADY_S = 10.0
 LOOK_S = 2.0
+PORTS = range(28_000, 32_000)
+"""Where one is picked: below those that systems give to outgoing connections, which could take it while the server
+starts, or is gone for a moment."""
 
 # Go lets a heap grow to twice what is in use before it collects; half as much again is enough for this server's.
 GO_ENVIRONMENT = {"GOGC": "50"}
@@ -236,9 +240,9 @@ def _is_free(port: int) -> bool:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+    while not _is_free(port := secrets.choice(PORTS)):
+        pass
+    return port
 
 
 def die_with_parent(command: Sequence[str]) -> list[str]:
