@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from inferflux.broker.errors import BrokerUnavailable
 from inferflux.broker.subjects import BUCKET_POLICY, BUCKET_REGISTRY, BUCKET_TENANTS
 from inferflux.config.audit import Audit
 from inferflux.config.settings import Settings
@@ -39,10 +40,15 @@ class Control:
         self._tasks = [asyncio.create_task(follower.run()) for follower in self._followers]
 
     async def wait_listed(self, timeout_s: float) -> None:
-        """Return once everything that is stored is in force. Raises TimeoutError."""
-        async with asyncio.timeout(timeout_s):
-            for follower in self._followers:
-                await follower.listed.wait()
+        """Return once everything that is stored is in force. Raises BrokerUnavailable."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                for follower in self._followers:
+                    await follower.listed.wait()
+        except TimeoutError:
+            raise BrokerUnavailable(
+                f"models, policy and tenants could not be read within {timeout_s:g} s (broker.timeout_s)"
+            ) from None
 
     async def close(self) -> None:
         for task in self._tasks:
