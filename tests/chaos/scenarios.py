@@ -35,17 +35,17 @@ async def a_worker_dies_before_its_terminal_frame(fleet: Fleet) -> None:
     first = await fleet.start_worker()
     first.faults.die_before("put_terminal")
     request = await fleet.publish(8)
-    async with deadline(20, "the worker comes to its end"):
+    async with deadline(60, "the worker comes to its end"):
         await first.faults.dead.wait()
     await fleet.start_worker()
-    assert_exact(await fleet.answer(request, within_s=10), 8)
+    assert_exact(await fleet.answer(request), 8)
 
 
 async def a_worker_dies_between_terminal_frame_and_ack(fleet: Fleet) -> None:
     first = await fleet.start_worker()
     first.faults.die_before("ack")
     request = await fleet.publish(8)
-    async with deadline(20, "the worker comes to its end"):
+    async with deadline(60, "the worker comes to its end"):
         await first.faults.dead.wait()
     before = await fleet.tape(request)
     await fleet.start_worker()
@@ -57,16 +57,16 @@ async def a_zombie_ends_what_another_worker_has_taken_over(fleet: Fleet) -> None
     zombie = await fleet.start_worker()
     gate = zombie.faults.gate("put_terminal")
     request = await fleet.publish(40)
-    async with deadline(20, "the worker comes to its end"):
+    async with deadline(60, "the worker comes to its end"):
         await gate.reached.wait()
     zombie.faults.freeze()
     heir = await fleet.start_worker()
     ending = heir.faults.gate("put_terminal")
-    async with deadline(20, "the request moves"):
+    async with deadline(60, "the request moves"):
         await ending.reached.wait()
     gate.opened.set()
     zombie.faults.thaw()
-    async with deadline(20, "the zombie drops the work"):
+    async with deadline(60, "the zombie drops the work"):
         while zombie.worker.num_attempts:
             await asyncio.sleep(0.01)
     ending.opened.set()
@@ -84,12 +84,12 @@ async def an_engine_hangs(fleet: Fleet) -> None:
     await fleet.until_tokens(request, 5)
     first.backend.running.clear()
     await fleet.start_worker()
-    assert_exact(await fleet.answer(request, within_s=15), 40)
+    assert_exact(await fleet.answer(request), 40)
 
 
 async def an_answer_takes_longer_than_its_lease(fleet: Fleet) -> None:
     first = await fleet.start_worker()
-    request = await fleet.publish(150, ignore_eos=True)
+    request = await fleet.publish(300, ignore_eos=True)
     await fleet.until_tokens(request, 2)
     # From now on the other worker takes what the lane has, and so would take a prompt whose lease has run out.
     first.faults.gate("pull")
@@ -106,12 +106,12 @@ async def a_cancel_comes_while_a_worker_claims(fleet: Fleet) -> None:
     worker = await fleet.start_worker()
     gate = worker.faults.gate("put_claim")
     request = await fleet.publish(8)
-    async with deadline(20, "the worker claims"):
+    async with deadline(60, "the worker claims"):
         await gate.reached.wait()
     # The hint to the worker is lost, as a core message may be.
     await _cancel(fleet, request, hint=False)
     gate.opened.set()
-    async with deadline(20, "the worker lets go"):
+    async with deadline(60, "the worker lets go"):
         while worker.worker.num_attempts:
             await asyncio.sleep(0.01)
     await _assert_cancelled(fleet, request)
@@ -121,11 +121,11 @@ async def a_cancel_comes_while_a_worker_ends(fleet: Fleet) -> None:
     worker = await fleet.start_worker()
     gate = worker.faults.gate("put_terminal")
     request = await fleet.publish(8)
-    async with deadline(20, "the worker comes to its end"):
+    async with deadline(60, "the worker comes to its end"):
         await gate.reached.wait()
     await _cancel(fleet, request)
     gate.opened.set()
-    async with deadline(20, "the worker lets go"):
+    async with deadline(60, "the worker lets go"):
         while worker.worker.num_attempts:
             await asyncio.sleep(0.01)
     await _assert_cancelled(fleet, request)
@@ -135,7 +135,7 @@ async def a_cancel_comes_after_the_end(fleet: Fleet) -> None:
     worker = await fleet.start_worker()
     gate = worker.faults.gate("ack")
     request = await fleet.publish(8)
-    async with deadline(20, "the worker has ended the request"):
+    async with deadline(60, "the worker has ended the request"):
         await gate.reached.wait()
     await _cancel(fleet, request)
     gate.opened.set()
@@ -147,7 +147,7 @@ async def a_request_is_handed_back_often(fleet: Fleet) -> None:
     num_attempts = fleet.settings.queue.max_attempts + 2
     for number in range(1, num_attempts):
         worker = await fleet.start_worker()
-        async with deadline(20, "the next worker goes on"):
+        async with deadline(60, "the next worker goes on"):
             while len({frame.attempt for frame in await fleet.tape(request)}) < number:
                 await asyncio.sleep(0.01)
         await worker.drain()
@@ -169,7 +169,7 @@ async def a_tape_is_lost_and_the_next_worker_says_other_words(fleet: Fleet) -> N
         await fleet.client.purge_tape(fleet.key(request))
         await fleet.start_worker(shift=7)
         text, error = "", None
-        async with deadline(20, "the stream ends"):
+        async with deadline(60, "the stream ends"):
             while not stream.ended:
                 for _, frame in await stream.read(time.monotonic() + 1):
                     text += frame.text
@@ -191,7 +191,7 @@ async def _cancel(fleet: Fleet, request: str, *, hint: bool = True) -> None:
         faults.drop("send_cancel")
     broker: Any = Faulty(fleet.client, faults)
     canceller = Canceller(broker, "test", fleet.settings.tape.window_s)
-    async with deadline(20, "the cancel"):
+    async with deadline(60, "the cancel"):
         assert await canceller.cancel(Order(fleet.key(request), None, WHY))
     await canceller.drain(1.0)
 

@@ -44,9 +44,9 @@ async def test_slow_readers_slow_nobody_down(server: Server, scale: Scale) -> No
         reading = threading.Thread(target=_read_slowly, args=(slow, stop))
         reading.start()
         try:
-            await asyncio.to_thread(server.wait_until, "both run", lambda: _num_running(server) >= 2 * NUM_CHOICES)
+            await asyncio.to_thread(server.wait_until, "both run", lambda: len(server.holders()) == 2)
             beside_s = await _probe(server)
-            await asyncio.to_thread(server.wait_until, "both are generated", lambda: _num_running(server) == 0, 600)
+            await asyncio.to_thread(server.wait_until, "both are generated", lambda: not server.holders(), 600)
             growth = api.memory_info().rss - before
             assert growth < MAX_GROWTH, f"the replica grew by {growth >> 20} MB"
             print(f"grown by {growth >> 20} MB; the slowest probe {alone_s:.3f} s alone, {beside_s:.3f} s beside them")
@@ -55,11 +55,11 @@ async def test_slow_readers_slow_nobody_down(server: Server, scale: Scale) -> No
             reading.join()
         assert silent.recv(1), "the stream was there all the time"
     # Eight more sequences make each step dearer, the more so on a busy machine, but nobody waits for a reader: the
-    # silent one has read nothing for as long as there are probes.
-    assert beside_s < 5 * alone_s + 10
+    # silent one has read nothing for as long as there are probes, each of which would fail in the end.
+    assert beside_s < 5 * alone_s + 30
 
     def nothing_is_open() -> bool:
-        metrics = httpx.get(server.url + "/metrics").text
+        metrics = httpx.get(server.url + "/metrics", timeout=60).text
         return 'inferflux_streams_open{model="stub"} 0.0' in metrics
 
     await asyncio.to_thread(server.wait_until, "both are forgotten", nothing_is_open)
@@ -105,7 +105,3 @@ def _read_slowly(client: socket.socket, stop: threading.Event) -> None:
     """One byte a second."""
     while not stop.wait(1.0):
         client.recv(1)
-
-
-def _num_running(server: Server) -> int:
-    return sum(int(model.get("num_running", 0)) for beat in server.workers() for model in beat["models"])

@@ -11,7 +11,7 @@ import openai
 import pytest
 from harness.nats import NatsServers
 from harness.server import KEY, Server, running_server, tenants
-from harness.streaming import Streaming, busy_worker
+from harness.streaming import Streaming, worker_of
 
 from inferflux.broker.subjects import STREAM_PROMPTS, STREAM_TAPE
 from inferflux.config.settings import Settings
@@ -30,7 +30,8 @@ def nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServers]:
 @pytest.fixture(scope="module")
 def server(nats: NatsServers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     settings = {
-        "broker": {"replicas": 3},
+        # Elections take their time on a busy machine.
+        "broker": {"replicas": 3, "timeout_s": 20.0},
         "runtime": {"scheduler": {"max_batch_size": 8}, "stub": {"step_s": 0.03}},
     }
     folder = tmp_path_factory.mktemp("cluster")
@@ -43,7 +44,7 @@ def server(nats: NatsServers, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def test_both_replicas_answer(server: Server) -> None:
     texts = []
     for url in server.urls:
-        with openai.OpenAI(base_url=url + "/v1", api_key=KEY, max_retries=0, timeout=30) as client:
+        with openai.OpenAI(base_url=url + "/v1", api_key=KEY, max_retries=0, timeout=60) as client:
             answer = client.completions.create(model="stub", prompt="Tell me about the sea", max_tokens=8)
             texts.append(answer.choices[0].text)
     assert texts[0] == texts[1]
@@ -54,7 +55,7 @@ def test_a_killed_worker_costs_no_token(server: Server) -> None:
         whole.read()
     with Streaming(server) as stream:
         stream.read(5)
-        os.kill(busy_worker(server)["pid"], signal.SIGKILL)
+        os.kill(worker_of(server, stream), signal.SIGKILL)
         stream.read()
     assert stream.text == whole.text
     server.wait_ready(2)
@@ -73,4 +74,6 @@ async def test_a_stream_outlives_the_leader_of_its_broker(server: Server, nats: 
         finally:
             nats.start(leader)
     assert stream.text == whole.text
+    # Or the next leader would be killed while this one has nothing yet.
+    await nats.until_in_step()
     server.wait_ready(2)

@@ -33,7 +33,7 @@ class Fleet:
         self.opa = opa
         self.audit_log = audit_log
         self._publisher = publisher
-        self._http = httpx.AsyncClient(headers={"authorization": f"Bearer {KEY}"}, timeout=20)
+        self._http = httpx.AsyncClient(headers={"authorization": f"Bearer {KEY}"}, timeout=60)
 
     async def put(self, body: dict[str, Any]) -> dict[str, Any]:
         response = await self._http.put(f"{self.server.urls[0]}/v1/admin/guardrails", json=body)
@@ -60,7 +60,7 @@ class Fleet:
         await self._publisher.publish(lane, json.dumps(body).encode(), headers={"Nats-Msg-Id": f"{ME}.{request}"})
         frames: list[dict[str, Any]] = []
         while not frames or not ("usage" in frames[-1] or "error" in frames[-1]):
-            frames.append(json.loads((await replies.next_msg(timeout=20)).data))
+            frames.append(json.loads((await replies.next_msg(timeout=60)).data))
         await replies.unsubscribe()
         return frames
 
@@ -77,7 +77,7 @@ async def fleet(folder: Path) -> AsyncIterator[Fleet]:
                 "blocklist": ["project bluebird", "pii"],
                 "sets": [{"name": "pii", "action": "redact"}],
                 "opa_endpoint": opa.url,
-                "opa_timeout_s": 5,
+                "opa_timeout_s": 30,
             },
             "logging": {"audit_log": str(audit_log)},
         }
@@ -119,16 +119,19 @@ async def check_input(fleet: Fleet) -> None:
 
 
 async def change(fleet: Fleet, body: dict[str, Any], reason: str) -> float:
-    """Change the policy. Returns how many seconds later an answer was begun, at each replica, that ended like this."""
-    changed_s = time.monotonic()
+    """Change the policy, and ask each replica until an answer ends like this. Returns how many seconds after the change
+    the last answer was begun that did not."""
+    changed_s, late_s = time.monotonic(), 0.0
     await fleet.put(body)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         for replica in (0, 1):
             found = None
             while found != reason:
                 begun_s = time.monotonic()
                 _, found, _ = await fleet.stream("hello", replica, seed=1)
-    return begun_s - changed_s
+                if found != reason:
+                    late_s = begun_s - changed_s
+    return late_s
 
 
 async def check_output(fleet: Fleet) -> None:
@@ -137,11 +140,11 @@ async def check_output(fleet: Fleet) -> None:
     words = plain.split()
     phrase, kept = " ".join(words[4:6]), " ".join(words[1:4])
     for _ in range(NUM_TRIES):
-        taken_s = await change(fleet, {"add": [phrase]}, "content_filter")
-        if taken_s < EFFECTIVE_S:
+        late_s = await change(fleet, {"add": [phrase]}, "content_filter")
+        if late_s < EFFECTIVE_S:
             break
         await change(fleet, {"remove": [phrase]}, "length")
-    assert taken_s < EFFECTIVE_S, f"in force {taken_s:.1f} s after the change"
+    assert late_s < EFFECTIVE_S, f"not yet in force {late_s:.1f} s after the change"
     for replica in (0, 1):
         text, reason, raw = await fleet.stream("hello", replica, seed=1, logprobs=1)
         assert reason == "content_filter"
@@ -179,7 +182,7 @@ async def check_audit(fleet: Fleet) -> None:
     cut = fleet.audit_log.with_suffix(".cut")
     cut.write_bytes(b"".join(kept))
     asked[asked.index(str(fleet.audit_log))] = str(cut)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while not done.returncode:
             done = await asyncio.to_thread(subprocess.run, asked, capture_output=True, text=True, check=False)
     assert done.returncode == 1

@@ -133,13 +133,13 @@ def models_are_listed(server: Guided) -> None:
 def a_model_is_loaded_and_becomes_the_default(server: Guided) -> None:
     shutil.copy(model_path(), server.folder / "path.gguf")
     command = f"cd {server.folder}; inferctl admin models --load path.gguf --id llama3-loaded --default"
-    succeeds(server, command, "--wait", "60")
+    succeeds(server, command, "--wait", "150")
     assert server.models()["llama3-loaded"]["default"]
-    answer = complete(server)
-    assert answer.json()["model"] == "llama3-loaded"
-    assert "x-inferflux-backend" not in answer.headers, "the stub answers for a file that is there"
-    succeeds(server, "inferctl admin models --unload llama3-loaded", "--wait", "60")
+    server.wait_until("it is the default", lambda: complete(server).json()["model"] == "llama3-loaded")
+    assert "x-inferflux-backend" not in complete(server).headers, "the stub answers for a file that is there"
+    succeeds(server, "inferctl admin models --unload llama3-loaded", "--wait", "150")
     succeeds(server, "inferctl admin models --set-default default")
+    server.wait_until("it is so no more", lambda: complete(server).json()["model"] == "llama3")
     the_model_is_named_by_its_file_and_is_the_default(server)
 
 
@@ -179,9 +179,15 @@ def each_key_has_its_rate(server: Guided) -> None:
 @exercises("no_backend")
 def a_model_that_nobody_has_loaded_says_so(server: Guided) -> None:
     succeeds(server, "inferctl admin models --load stub --id elsewhere --hardware gpu")
-    answer = complete(server, "elsewhere")
+    answers: list[Any] = []
+
+    def known() -> bool:
+        answers.append(complete(server, "elsewhere"))
+        return bool(answers[-1].status_code != 404)
+
+    server.wait_until("the model is known", known)
     succeeds(server, "inferctl admin models --unload elsewhere")
-    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_backend")
+    assert (answers[-1].status_code, answers[-1].json()["error"]["code"]) == (503, "no_backend")
 
 
 @exercises("inferflux_stream_tokens_total")
@@ -204,21 +210,18 @@ def metrics_are_prometheus_text(server: Guided) -> None:
 @exercises("inferflux_queue_depth")
 def what_waits_is_shown(server: Guided) -> None:
     succeeds(server, "inferctl admin models --load stub --id nowhere --hardware gpu")
-    # It waits for about a second, and a busy machine may look too late.
-    asking = any(asyncio.run(_while_asking(server, "nowhere")) for _ in range(5))
+    server.wait_until("the model is known", lambda: "nowhere" in server.call("GET", "/v1/models").text)
+
+    def waits() -> bool:
+        samples = server.metrics("inferflux_queue_depth")
+        return any('model="nowhere"' in sample and sample.endswith(" 1.0") for sample in samples)
+
+    # Batch work waits for a worker, and this one for as long as somebody reads.
+    with server.streaming("/v1/completions", {"model": "nowhere", "prompt": "Hello", "service_tier": "flex"}) as answer:
+        assert answer.status_code == 200, answer.read()
+        server.wait_until("a prompt waits", waits)
+    server.wait_until("nothing waits", lambda: not waits())
     succeeds(server, "inferctl admin models --unload nowhere")
-    assert asking, "a prompt waited and the queue was empty"
-
-
-async def _while_asking(server: Guided, model: str) -> bool:
-    """Whether the queue's depth was seen while a prompt waited for a model that no worker has."""
-    asked = asyncio.create_task(asyncio.to_thread(complete, server, model))
-    seen = False
-    while not asked.done():
-        samples = await asyncio.to_thread(server.metrics, "inferflux_queue_depth")
-        seen = seen or any(f'model="{model}"' in sample and sample.endswith(" 1.0") for sample in samples)
-    await asked
-    return seen
 
 
 @exercises("inferflux_kv_pages_in_use", "runtime.paged_kv.cpu_pages")

@@ -27,7 +27,7 @@ BODY = {"model": MODEL, "prompt": "Tell me about the sea", "ignore_eos": True}
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    settings = {"runtime": {"stub": {"step_s": 0.02}}, "queue": {"lease_s": 1.0}}
+    settings = {"runtime": {"stub": {"step_s": 0.02}}, "queue": {"lease_s": 3.0}}
     with running_server(tmp_path_factory.mktemp("limits"), num_replicas=2, num_workers=2, settings=settings) as server:
         yield server
 
@@ -50,7 +50,7 @@ def ask(server: Server, number: int, max_tokens: int = 2) -> httpx.Response:
         f"{server.urls[number % 2]}/v1/completions",
         json=BODY | {"max_tokens": max_tokens},
         headers={"authorization": f"Bearer {KEY}"},
-        timeout=60,
+        timeout=120,
     )
 
 
@@ -71,6 +71,7 @@ def usage(server: Server) -> dict[str, int]:
     return dict(inferctl(server, "usage", "--tenant", TENANT)["total"])
 
 
+@pytest.mark.timeout(900)
 def test_a_hundred_at_once_never_exceed_the_requests(server: Server) -> None:
     set_limit(server, "requests_per_minute=1000")
     until_limited(server, "x-ratelimit-limit-requests", "1000")
@@ -86,6 +87,8 @@ def test_a_hundred_at_once_never_exceed_the_requests(server: Server) -> None:
             answers = list(pool.map(lambda number: ask(server, number), range(100)))
         if this_minute() == minute and left >= 20:
             break
+        # A busy machine needs most of a minute: the next try gets a whole one.
+        time.sleep(60 - time.time() % 60)
     assert 20 <= left < 100
     assert Counter(answer.status_code for answer in answers) == {200: left, 429: 100 - left}
     refused = [answer for answer in answers if answer.status_code == 429]
@@ -99,10 +102,12 @@ def test_a_hundred_at_once_never_exceed_the_requests(server: Server) -> None:
 def test_a_worker_killed_under_load_leaves_every_token_counted_once(server: Server) -> None:
     set_limit(server, "tokens_per_minute=1000000", "tokens_per_month=1000000")
     until_limited(server, "x-ratelimit-limit-tokens", "1000000")
+    # What is used up is counted once the answer has been told, and then the prompt goes.
+    server.wait_until("all before is counted", lambda: not server.get("/v1/admin/queue").json()["data"])
     before, spent = usage(server), _spent(server)
     with ThreadPoolExecutor(16) as pool:
         running = [pool.submit(ask, server, number, NUM_TOKENS) for number in range(16)]
-        server.wait_until("both work", lambda: all(_num_running(worker) for worker in server.workers()))
+        server.wait_until("both work", lambda: len(set(server.holders().values())) == 2)
         os.kill(server.worker_pids()[0], signal.SIGKILL)
         answers = [each.result() for each in running]
     assert [answer.status_code for answer in answers] == [200] * 16
@@ -113,10 +118,12 @@ def test_a_worker_killed_under_load_leaves_every_token_counted_once(server: Serv
         "completion_tokens": before["completion_tokens"] + 16 * NUM_TOKENS,
         "prompt_tokens": before["prompt_tokens"] + sum(each["prompt_tokens"] for each in used),
     }
-    server.wait_until("all is settled", lambda: usage(server)["requests"] >= wanted["requests"])
+    total = sum(each["total_tokens"] for each in used)
+    server.wait_until("requests are settled", lambda: usage(server)["requests"] >= wanted["requests"])
+    server.wait_until("the budget is settled", lambda: _spent(server) - spent >= total)
     after = usage(server)
     assert {name: after[name] for name in wanted} == wanted
-    assert _spent(server) - spent == sum(each["total_tokens"] for each in used)
+    assert _spent(server) - spent == total
     server.wait_ready(2)
 
 
@@ -134,7 +141,3 @@ def test_a_spent_budget_is_refused_at_once_and_everywhere(server: Server) -> Non
 def _spent(server: Server) -> int:
     (budget,) = inferctl(server, "usage", "--tenant", TENANT)["budgets"]
     return int(budget["tokens"])
-
-
-def _num_running(worker: dict[str, Any]) -> int:
-    return int(worker["models"][0]["num_running"])

@@ -47,7 +47,7 @@ def inferctl(server: Server, *arguments: str, replica: int = 0) -> Any:
     """What a command prints as JSON, lines of it as a list."""
     environ = os.environ | {"INFERCTL_URL": server.urls[replica], "INFERCTL_API_KEY": KEY}
     command = [sys.executable, "-m", "inferflux.cli.main", *arguments, "--json"]
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     return lines[0] if len(lines) == 1 else lines
@@ -56,7 +56,7 @@ def inferctl(server: Server, *arguments: str, replica: int = 0) -> Any:
 async def publish(client: Client, request: str, *, model: str = "stub", **fields: Any) -> int:
     body = {"type": "completion", "id": request, "prompt": "the words", "max_tokens": 4} | fields
     lane = f"inferflux.infer.{model}.default.{PUBLISHER}"
-    ack = await client.request(lane, json.dumps(body).encode(), timeout=10, headers={"Nats-Msg-Id": f"{ME}.{request}"})
+    ack = await client.request(lane, json.dumps(body).encode(), timeout=60, headers={"Nats-Msg-Id": f"{ME}.{request}"})
     return int(json.loads(ack.data)["seq"])
 
 
@@ -64,7 +64,7 @@ async def end(client: Client, subject: Any) -> dict[str, Any]:
     """The terminal frame; fails when there is another one within a moment."""
     frame: dict[str, Any] = {}
     while not ("usage" in frame or "error" in frame):
-        frame = json.loads((await subject.next_msg(timeout=30)).data)
+        frame = json.loads((await subject.next_msg(timeout=60)).data)
     with pytest.raises(nats.errors.TimeoutError):
         await subject.next_msg(timeout=0.5)
     return frame
@@ -102,7 +102,8 @@ async def test_publisher_without_a_worker_is_told_once(server: Server, publisher
     error = (await end(publisher, replies))["error"]
 
     assert error["code"] == "no_backend"
-    assert inferctl(server, "queue") == []
+    # The end is told first, and then the prompt goes.
+    server.wait_until("nothing is queued", lambda: inferctl(server, "queue") == [])
 
 
 async def test_deadline_passes_and_queued_is_cancelled_while_workers_are_busy(
@@ -118,7 +119,7 @@ async def test_deadline_passes_and_queued_is_cancelled_while_workers_are_busy(
 
     (lane,) = inferctl(server, "queue")
     assert (lane["tenant"], lane["depth"], lane["num_waiting"]) == (PUBLISHER, 4, 2)
-    assert 0 < lane["oldest_age_s"] < 60
+    assert 0 < lane["oldest_age_s"] < 600
     await publish(publisher, "late", deadline=time.time() + 1)
     assert inferctl(server, "queue", "cancel", f"{ME}.unwanted", replica=1)["state"] == "cancelled"
     assert (await end(publisher, cancelled))["error"]["code"] == "cancelled"
@@ -127,7 +128,7 @@ async def test_deadline_passes_and_queued_is_cancelled_while_workers_are_busy(
     assert sum(model["num_running"] for worker in seen["workers"] for model in worker["models"]) == 2
     fleet = inferctl(server, "fleet")
     assert len(fleet) == 2
-    assert all(worker["age_s"] < 60 for worker in fleet)
+    assert all(worker["age_s"] < 600 for worker in fleet)
     for request in ("patient", "busy0", "busy1"):
         inferctl(server, "queue", "cancel", f"{ME}.{request}")
     server.wait_until("nothing is queued", lambda: inferctl(server, "queue") == [])
@@ -155,6 +156,6 @@ def test_weights_reach_every_worker(server: Server) -> None:
 def test_what_people_read_is_drawn_from_what_the_server_says(server: Server, command: str) -> None:
     environ = os.environ | {"INFERCTL_URL": server.url, "INFERCTL_API_KEY": KEY}
     arguments = [sys.executable, "-m", "inferflux.cli.main", *command.split()]
-    done = subprocess.run(arguments, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(arguments, env=environ, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout + done.stderr

@@ -31,7 +31,7 @@ class Publisher(Wire):
         return len(chunks)
 
     async def ask(self, subject: str, data: bytes) -> dict[str, Any]:
-        answer = json.loads((await self.client.request(subject, data, timeout=5)).data)
+        answer = json.loads((await self.client.request(subject, data, timeout=60)).data)
         assert "error" not in answer, answer
         return dict(answer)
 
@@ -42,11 +42,11 @@ class Publisher(Wire):
 
     async def read(self, stream: str, subject: str) -> bytes | None:
         """The newest message of a subject, by JetStream's direct get."""
-        answer = await self.client.request(f"$JS.API.DIRECT.GET.{stream}.{subject}", b"", timeout=5)
+        answer = await self.client.request(f"$JS.API.DIRECT.GET.{stream}.{subject}", b"", timeout=60)
         return None if (answer.headers or {}).get("Status") == "404" else answer.data
 
     async def ended(self, ident: str) -> dict[str, Any]:
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(120):
             while True:
                 stored = await self.read("KV_batches", f"$KV.batches.batch.{PUBLISHER}.{ident}")
                 batch = json.loads(stored) if stored else {}
@@ -124,6 +124,6 @@ async def test_a_rollup_removes_nothing(publisher: Publisher) -> None:
     """It would empty the whole stream."""
     name = uuid.uuid4().hex
     await publisher.store(name, b"precious")
-    answer = await publisher.client.request(f"{CHUNKS}.{name}.1", b"x", timeout=5, headers={"Nats-Rollup": "all"})
+    answer = await publisher.client.request(f"{CHUNKS}.{name}.1", b"x", timeout=60, headers={"Nats-Rollup": "all"})
     assert "rollup" in json.loads(answer.data)["error"]["description"]
     assert await publisher.read("OBJ_files", f"{CHUNKS}.{name}.0") == b"precious"

@@ -74,15 +74,17 @@ def test_a_request_is_one_trace_from_the_client_to_the_steps(collector: Collecto
     with running_server(tmp_path, settings={"tracing": {"endpoint": collector.url, "sample": 0.0}}) as server:
         headers = {"authorization": f"Bearer {KEY}", "traceparent": f"00-{TRACE}-{SPAN}-01"}
         body = {"model": "stub", "messages": [{"role": "user", "content": "a secret"}], "max_tokens": 5, "stream": True}
-        with httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, headers=headers) as answer:
+        url = f"{server.url}/v1/chat/completions"
+        with httpx.stream("POST", url, json=body, headers=headers, timeout=60) as answer:
             assert answer.status_code == 200
             answer.read()
         # Nobody asked for a trace of this one, and the share is nothing.
         httpx.post(
-            f"{server.url}/v1/chat/completions",
+            url,
             json={**body, "stream": False},
             headers={"authorization": f"Bearer {KEY}"},
-        )
+            timeout=60,
+        ).raise_for_status()
     spans = {span.name: (service, span) for service, span in collector.spans}
     assert sorted(span.name for _, span in collector.spans) == sorted(
         ["chat stub", "process stub", "queue", "prefill", "decode"]
@@ -113,4 +115,4 @@ def test_without_an_endpoint_nothing_of_it_is_imported() -> None:
         "assert make_tracer(TracingSettings(), 'api') is None; "
         "assert not any(name.startswith('opentelemetry') for name in sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

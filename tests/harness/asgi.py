@@ -93,11 +93,11 @@ class Call:
 
     async def _next(self) -> dict[str, Any]:
         getter = asyncio.create_task(self._messages.get())
-        done, _ = await asyncio.wait({getter, self.task}, return_when=asyncio.FIRST_COMPLETED, timeout=20)
+        done, _ = await asyncio.wait({getter, self.task}, return_when=asyncio.FIRST_COMPLETED, timeout=60)
         if getter in done:
             return getter.result()
         getter.cancel()
-        assert done, "no answer within 20 s"
+        assert done, "no answer within 60 s"
         self.task.result()
         return self._messages.get_nowait() if not self._messages.empty() else {}
 

@@ -49,7 +49,7 @@ class BatchClient:
 
     async def until(self, ident: str, *statuses: str) -> Any:
         """The batch, once it has one of these statuses."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while (batch := await self.get(ident))["status"] not in statuses:
                 assert batch["status"] not in ("failed", "completed", "expired", "cancelled"), batch
                 await asyncio.sleep(0.02)

@@ -148,7 +148,7 @@ class Crowd:
 @asynccontextmanager
 async def crowd() -> AsyncIterator[Crowd]:
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-    async with httpx.AsyncClient(limits=limits, timeout=60) as client:
+    async with httpx.AsyncClient(limits=limits, timeout=180) as client:
         yield Crowd(client)
 
 

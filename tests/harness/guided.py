@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +67,18 @@ class Guided:
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=180,
             check=False,
         )
 
     def call(self, method: str, path: str, body: Any = None, *, key: str = KEY) -> httpx.Response:
         headers = {"authorization": f"Bearer {key}"}
-        return httpx.request(method, self.url + path, json=body, headers=headers, timeout=30)
+        return httpx.request(method, self.url + path, json=body, headers=headers, timeout=120)
+
+    def streaming(self, path: str, body: dict[str, Any]) -> AbstractContextManager[httpx.Response]:
+        """A stream, which is broken off where the block ends."""
+        headers = {"authorization": f"Bearer {KEY}"}
+        return httpx.stream("POST", self.url + path, json=body | {"stream": True}, headers=headers, timeout=120)
 
     def metrics(self, name: str) -> list[str]:
         """The samples of one metric, labels and value."""
@@ -105,7 +110,7 @@ class Guided:
             "guardrails.blocklist": TERM,
             "guardrails.opa_endpoint": self.opa_endpoint,
             "runtime.paged_kv.cpu_pages": PAGES,
-            "queue.no_backend_grace_s": 0.5,
+            "queue.no_backend_grace_s": 3.0,
         }
         flags = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
         command = ["./scripts/run_dev.sh", "--config", "config/server.yaml", *flags]
@@ -119,7 +124,7 @@ class Guided:
         finally:
             process.send_signal(signal.SIGINT)
             try:
-                process.wait(timeout=30)
+                process.wait(timeout=90)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -137,7 +142,7 @@ class Guided:
     def wait_until(self, what: str, condition: Any) -> None:
         from .server import Server
 
-        Server(self.folder, [], [self.url], self.log).wait_until(what, condition, 60)
+        Server(self.folder, [], [self.url], self.log).wait_until(what, condition)
 
 
 def _checkout(folder: Path) -> Path:

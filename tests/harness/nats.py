@@ -39,7 +39,8 @@ jetstream { store_dir: $NATS_STORE_DIR, max_memory_store: 320MB }
 include ./users.conf
 """
 TENANTS = (TenantSettings(id="acme", publish=True), TenantSettings(id="a.b c", classes=("batch",), publish=True))
-START_S = 20.0
+START_S = 60.0
+RELOADED = "Reloaded server configuration"
 
 
 class NatsServers:
@@ -117,7 +118,8 @@ class NatsServers:
         self._processes[node].send_signal(signal.SIGCONT)
 
     def revoke(self, role: str) -> None:
-        """Make every node refuse the role's password, to clients that are connected too, until `restore`."""
+        """Make every node refuse the role's password, to clients that are connected too, until `restore`. Both return
+        when the nodes do as they say; a connection made meanwhile may be closed again."""
         self._reload(self._logins | {role: Login(role, secrets.token_urlsafe(16))})
 
     def restore(self) -> None:
@@ -169,8 +171,14 @@ class NatsServers:
 
     def _reload(self, logins: dict[str, Login]) -> None:
         (self._path / "users.conf").write_bytes(accounts.accounts_file(logins, self._allowed))
+        logs = {node: self._path / f"node-{node}.log" for node in self._processes}
+        wanted = {node: log.read_text().count(RELOADED) + 1 for node, log in logs.items()}
         for process in self._processes.values():
             process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + START_S
+        while any(log.read_text().count(RELOADED) < wanted[node] for node, log in logs.items()):
+            assert time.monotonic() < deadline, "nats-server does not read its configuration again"
+            time.sleep(0.01)
 
     def _end(self, node: int, how: signal.Signals) -> None:
         process = self._processes.pop(node)
@@ -199,8 +207,10 @@ def settings_for_tests(**sections: msgspec.Struct) -> Settings:
     return Settings(**(defaults | sections))  # type: ignore[arg-type]
 
 
-# Three servers on a busy machine take their time to acknowledge a frame.
-PATIENT = settings_for_tests(tape=TapeSettings(max_bytes=32 * 1024 * 1024, ack_timeout_s=5.0))
+# Three servers on a busy machine take their time to agree.
+PATIENT = settings_for_tests(
+    broker=BrokerSettings(timeout_s=30.0), tape=TapeSettings(max_bytes=32 * 1024 * 1024, ack_timeout_s=5.0)
+)
 
 
 def _listens(port: int) -> bool:

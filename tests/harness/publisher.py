@@ -47,6 +47,7 @@ async def connected(server: Server) -> AsyncIterator[Wire]:
         password=login["password"],
         inbox_prefix=f"_INBOX_{ME}".encode(),
         error_cb=on_error,
+        connect_timeout=60,
     )
     try:
         yield Wire(client, errors)

@@ -28,6 +28,12 @@ READ_KEY = "test-key-that-may-only-read"
 TENANT = "acme"
 PUBLISHER = "wire"
 
+WAIT_S = 180.0
+"""Longer than a busy machine needs for anything that is waited for; a server that died ends the wait."""
+
+GRACE_S = 120.0
+"""Until a request ends because no worker has its model: a busy machine takes its time to start one that was killed."""
+
 
 def tenants() -> tuple[TenantSettings, ...]:
     """One that calls the API with every class, and one that publishes to NATS itself."""
@@ -59,7 +65,7 @@ class Server:
 
     def get(self, path: str, *, key: str | None = KEY, replica: int = 0) -> httpx.Response:
         headers = {"authorization": f"Bearer {key}"} if key else {}
-        return httpx.get(self.urls[replica] + path, headers=headers, timeout=10)
+        return httpx.get(self.urls[replica] + path, headers=headers, timeout=60)
 
     def workers(self) -> list[dict[str, Any]]:
         """The fleet's live workers, as an operator sees them."""
@@ -69,7 +75,29 @@ class Server:
     def worker_pids(self) -> list[int]:
         return [int(beat["pid"]) for beat in self.workers()]
 
-    def wait_until(self, what: str, condition: Any, timeout_s: float = 60) -> None:
+    def holders(self) -> dict[str, int]:
+        """The process id of the worker that holds each request which runs, as the log tells it: heartbeats do so once a
+        second, and may be from before."""
+        pids: dict[str, int] = {}
+        held: dict[str, int] = {}
+        whole, _, _ = self.log_text().rpartition("\n")
+        for line in whole.splitlines():
+            if not any(event in line for event in ('"process started"', '"claimed"', '"request ended"')):
+                continue
+            match json.loads(line):
+                case {"event": "process started", "fields": {"process": process, "pid": pid}}:
+                    pids[process] = pid
+                case {"event": "claimed", "process": process, "fields": {"request": request}}:
+                    held[request] = pids[process]
+                case {"process": process, "fields": {"request": request}} if held.get(request) == pids.get(process):
+                    held.pop(request, None)
+        return held
+
+    def num_claims(self, request: str) -> int:
+        """How often workers have claimed a request, as far as the log has it."""
+        return sum('"claimed"' in line and request in line for line in self.log_text().splitlines())
+
+    def wait_until(self, what: str, condition: Any, timeout_s: float = WAIT_S) -> None:
         """Poll until the condition holds; a dead server or the time limit fail with the log."""
         deadline_s = time.monotonic() + timeout_s
         while time.monotonic() < deadline_s:
@@ -85,12 +113,18 @@ class Server:
         raise AssertionError(f"not in {timeout_s} s: {what}\n{self.log_text()[-8000:]}")
 
     def wait_ready(self, num_workers: int) -> None:
+        """Every replica accepts requests, so many workers serve, and none is told of that has been killed: its entry
+        stays for a while."""
+
         def ready() -> bool:
             if any(httpx.get(url + "/readyz", timeout=5).status_code != 200 for url in self.urls):
                 return False
             beats = self.workers()
+            if not all(psutil.pid_exists(beat["pid"]) for beat in beats):
+                return False
             models = [model["state"] for beat in beats for model in beat["models"]]
-            return len(beats) >= num_workers and all(state == "ready" for state in models)
+            num_serving = sum(not beat["draining"] for beat in beats)
+            return num_serving >= num_workers and all(state == "ready" for state in models)
 
         self.wait_until("ready", ready)
 
@@ -105,7 +139,7 @@ class Server:
                 process.send_signal(signal.SIGINT)
         for process in self.processes:
             try:
-                process.wait(timeout=30)
+                process.wait(timeout=90)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait(timeout=10)
@@ -171,5 +205,5 @@ def _config(folder: Path, port: int, model: Path | None) -> dict[str, Any]:
         "registry": {"path": str(folder / "registry.yaml")},
         "model": {"path": str(model)} if model else {"id": "stub", "backend": "stub"},
         "runtime": {"scheduler": {"max_batch_size": 8}},
-        "queue": {"lease_s": 3.0},
+        "queue": {"lease_s": 3.0, "no_backend_grace_s": GRACE_S},
     }

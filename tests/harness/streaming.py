@@ -24,10 +24,12 @@ class Streaming:
             timeout=60,
         )
         self.events: list[dict[str, Any]] = []
+        self.id = ""
 
     def __enter__(self) -> Streaming:
         response = self._request.__enter__()
         assert response.status_code == 200, response.read()
+        self.id = response.headers["x-request-id"]
         self._lines = response.iter_lines()
         return self
 
@@ -49,13 +51,13 @@ class Streaming:
         return "".join(choice["text"] for event in self.events for choice in event["choices"])
 
 
-def busy_worker(server: Server) -> dict[str, Any]:
-    """The heartbeat of the worker that runs something."""
-    busy: list[dict[str, Any]] = []
+def worker_of(server: Server, stream: Streaming) -> int:
+    """The process id of the worker that runs a stream."""
+    found: list[int] = []
 
-    def found() -> bool:
-        busy[:] = [beat for beat in server.workers() if any(model.get("num_running") for model in beat["models"])]
-        return bool(busy)
+    def told() -> bool:
+        found[:] = [pid for request, pid in server.holders().items() if request == stream.id]
+        return bool(found)
 
-    server.wait_until("a worker is busy", found)
-    return busy[0]
+    server.wait_until("its worker is told", told)
+    return found[0]
