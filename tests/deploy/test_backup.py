@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +79,18 @@ async def look(broker: JetStreamBroker) -> dict[str, Any]:
     chunks = broker.chunks(OBJECTS_FILES)
     found["file"] = (await chunks.get("file-1", 0), await chunks.about("file-1"))
     return found
+
+
+async def look_until(broker: JetStreamBroker, holds: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+    """What `look` finds once that holds, or at last: in a cluster whichever server answers lists, and it may lag."""
+    deadline_s = time.monotonic() + 60
+    while not holds(found := await look(broker)) and time.monotonic() < deadline_s:
+        await asyncio.sleep(0.1)
+    return found
+
+
+def is_filled(found: dict[str, Any]) -> bool:
+    return len(found["seqs"]) == 3 and all(found[bucket] for bucket in ENTRIES) and all((found["dead"], *found["file"]))
 
 
 def inferctl(*arguments: object, environ: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -150,8 +165,6 @@ def test_a_damaged_backup_is_refused_before_anything_is_touched(tmp_path: Path, 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A good backup of an embedded server."""
-    import asyncio
-
     folder = tmp_path_factory.mktemp("saved")
 
     async def make() -> None:
@@ -169,9 +182,10 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @pytest.mark.cluster
 async def test_a_cluster_with_tls_is_saved_and_restored_in_place(tmp_path: Path) -> None:
     with TlsCluster(tmp_path) as cluster:
-        broker = await JetStreamBroker.connect(cluster.settings("api"), "api", "test", deadline_s=30)
+        broker = await JetStreamBroker.connect(cluster.settings("api"), "api", "test", deadline_s=120)
         await fill(broker)
-        before = await look(broker)
+        before = await look_until(broker, is_filled)
+        assert is_filled(before)
         environ = {"PATH": "", **cluster.environ("admin")}
         saved = inferctl("backup", tmp_path / "backup.tar", environ=environ)
         assert saved.returncode == 0, saved.stderr
@@ -179,7 +193,7 @@ async def test_a_cluster_with_tls_is_saved_and_restored_in_place(tmp_path: Path)
         await broker.drop_prompt(before["seqs"][0][0])
         restored = inferctl("restore", tmp_path / "backup.tar", "--replace", environ=environ)
         assert restored.returncode == 0, restored.stderr
-        assert await look(broker) == before
+        assert await look_until(broker, lambda found: found == before) == before
         await broker.close()
 
 

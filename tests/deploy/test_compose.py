@@ -16,7 +16,7 @@ import pytest
 import yaml
 from harness.checkout import ROOT, text
 from harness.opa import OpaServer
-from harness.server import free_port
+from harness.ports import free_port
 
 from inferflux.config import load
 
@@ -85,16 +85,16 @@ def test_the_policy_is_found_where_processes_ask_and_lets_everything_pass() -> N
 
 def asked(url: str, condition: Callable[[httpx.Response], bool] = lambda _: True) -> httpx.Response:
     """The first answer that meets the condition, while the program starts."""
-    deadline_s = time.monotonic() + 60
+    deadline_s = time.monotonic() + 180
     while time.monotonic() < deadline_s:
         try:
-            answer = httpx.get(url, timeout=10)
+            answer = httpx.get(url, timeout=60)
             if condition(answer):
                 return answer
         except httpx.TransportError:
             pass
         time.sleep(0.1)
-    raise AssertionError(f"{url} did not answer as expected in 60 s")
+    raise AssertionError(f"{url} did not answer as expected in 180 s")
 
 
 def test_a_prometheus_takes_its_settings_and_every_alert(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_prometheus_takes_its_settings_and_every_alert(tmp_path: Path) -> None
         asked(url + "/api/v1/targets", lambda answer: "http://nats-exporter:7777/metrics" in answer.text)
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(60)
     found = {rule["name"] for group in groups for rule in group["rules"] if rule["type"] == "alerting"}
     told = yaml.safe_load((rules / "inferflux.yaml").read_text())["groups"]
     assert found == {rule["alert"] for group in told for rule in group["rules"] if "alert" in rule}

@@ -59,10 +59,12 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     }
     with running_server(folder / "fleet", settings=settings) as server:
         (port,) = free_ports(1)
-        (worker,) = set(re.findall(r"http://(127\.0\.0\.1:\d+)/metrics", server.log_text()))
+        told = re.compile(r"http://(127\.0\.0\.1:\d+)/metrics")
+        server.wait_until("the worker tells its port", lambda: told.search(server.log_text()))
+        (worker,) = set(told.findall(server.log_text()))
         targets = {"inferflux-api": server.url.removeprefix("http://"), "inferflux-worker": worker}
         config = {
-            "global": {"scrape_interval": "500ms", "scrape_timeout": "400ms"},
+            "global": {"scrape_interval": "500ms", "scrape_timeout": "500ms"},
             "scrape_configs": [
                 {"job_name": job, "static_configs": [{"targets": [target]}]} for job, target in targets.items()
             ],
@@ -73,35 +75,40 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         url = f"http://127.0.0.1:{port}"
         try:
-            server.wait_until("prometheus", lambda: httpx.get(f"{url}/-/ready").status_code == 200)
-            asyncio.run(work(server))
+            server.wait_until("prometheus", lambda: httpx.get(f"{url}/-/ready", timeout=60).status_code == 200)
+            asyncio.run(publish(server))
+            # Series begin with the first round, and grow in the second.
+            for _ in range(2):
+                work(server)
+                scraped(server, url)
             refuse(server)
-            before = num_scrapes(url)
-            server.wait_until("scrapes of all that", lambda: num_scrapes(url) >= before + 3)
+            scraped(server, url)
             yield url
         finally:
             process.terminate()
             process.wait(30)
 
 
-async def work(server: Server) -> None:
-    """Streams, prompts that wait, an error, and a prompt that nobody pulls, for a few seconds."""
+async def publish(server: Server) -> None:
+    """A prompt that nobody pulls."""
     broker = await JetStreamBroker.connect(load.load(server.folder / "server.yaml", {}).settings, "api", "test")
     body = json.dumps({"type": "completion", "id": "nobody", "prompt": "hi"}).encode()
     await broker.publish_prompt(Lane("no-such-model", ServiceClass.DEFAULT, PUBLISHER), body, msg_id="nobody")
     await broker.close()
+
+
+def work(server: Server) -> None:
+    """Prompts that wait, and an error, for a few seconds."""
 
     def ask(number: int) -> None:
         body = {"model": "stub", "prompt": "hi " * 40, "max_tokens": 50, "ignore_eos": True}
         if number == 3:
             body["prompt"] = "word " * 20_000
         headers = {"authorization": f"Bearer {KEY}"}
-        httpx.post(f"{server.url}/v1/completions", json=body, headers=headers, timeout=60)
+        httpx.post(f"{server.url}/v1/completions", json=body, headers=headers, timeout=120)
 
     with ThreadPoolExecutor(8) as pool:
-        # Series begin with the first round, and grow in the second.
-        for _ in range(2):
-            await asyncio.to_thread(list, pool.map(ask, range(8)))
+        list(pool.map(ask, range(8)))
 
 
 def refuse(server: Server) -> None:
@@ -109,19 +116,26 @@ def refuse(server: Server) -> None:
     assert server.get("/v1/models", key="no-such-key").status_code == 401
     limits = {"key": {"requests_per_minute": 1}}
     headers = {"authorization": f"Bearer {KEY}"}
-    assert httpx.put(f"{server.url}/v1/admin/rate_limit", json=limits, headers=headers).status_code == 200
+    assert httpx.put(f"{server.url}/v1/admin/rate_limit", json=limits, headers=headers, timeout=60).status_code == 200
     body = {"model": "stub", "prompt": "hi", "max_tokens": 1}
     url = f"{server.url}/v1/completions"
-    server.wait_until("a limit", lambda: httpx.post(url, json=body, headers=headers).status_code == 429)
+    server.wait_until("a limit", lambda: httpx.post(url, json=body, headers=headers, timeout=60).status_code == 429)
 
 
-def num_scrapes(url: str) -> int:
-    return int(float(query(url, "min(count_over_time(up[10m]))")[0]["value"][1]))
+def scraped(server: Server, url: str) -> None:
+    """Return when every target has answered some more scrapes."""
+
+    def num_scrapes() -> int:
+        found = query(url, "min(sum_over_time(up[10m]))")
+        return int(float(found[0]["value"][1])) if found else 0
+
+    wanted = num_scrapes() + 3
+    server.wait_until("scrapes of all that", lambda: num_scrapes() >= wanted)
 
 
 def query(url: str, expression: str, at_s: float | None = None) -> list[dict[str, Any]]:
     given = {"query": expression} | ({"time": str(at_s)} if at_s else {})
-    answer = httpx.get(f"{url}/api/v1/query", params=given).json()
+    answer = httpx.get(f"{url}/api/v1/query", params=given, timeout=60).json()
     assert answer["status"] == "success", answer
     return list(answer["data"]["result"])
 

@@ -34,8 +34,8 @@ def prepare(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 async def test_roles_meet_over_tls(cluster: TlsCluster) -> None:
-    api = await JetStreamBroker.connect(cluster.settings("api"), "api", "test", deadline_s=30)
-    worker = await JetStreamBroker.connect(cluster.settings("worker"), "worker", "test", deadline_s=30)
+    api = await JetStreamBroker.connect(cluster.settings("api"), "api", "test", deadline_s=120)
+    worker = await JetStreamBroker.connect(cluster.settings("worker"), "worker", "test", deadline_s=120)
     await api.publish_prompt(Lane("m", ServiceClass.DEFAULT, "acme"), b"x", msg_id="1")
     assert sum((await worker.backlog("m")).values()) == 1
     await worker.close()
