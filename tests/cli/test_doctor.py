@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from harness.http import Answer
+from harness.ports import free_port
 
 from inferflux.cli import checks
 from inferflux.config.load import load
@@ -26,8 +27,7 @@ def taken():
 
 @pytest.fixture
 def free() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    return free_port()
 
 
 def test_a_set_up_without_faults_passes(inferctl, tmp_path, http_server, monkeypatch):
@@ -76,7 +76,9 @@ def test_a_broker_is_looked_for(monkeypatch, taken, free):
 
 
 @pytest.mark.parametrize(("max_payload", "state"), [(1024 * 1024, "warn"), (8 * 1024 * 1024, "ok")])
-def test_a_broker_that_takes_smaller_messages_than_the_api_is_found(max_payload, state):
+def test_a_broker_that_takes_smaller_messages_than_the_api_is_found(monkeypatch, max_payload, state):
+    monkeypatch.setattr(checks, "_GREETING_TIMEOUT_S", 60.0)
+
     def greet() -> None:
         connection, _ = listener.accept()
         with connection:

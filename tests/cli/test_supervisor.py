@@ -70,7 +70,7 @@ class Output(io.StringIO):
             await event.wait()
 
 
-def script(name: str, code: str, *, rank: int = 0, grace_s: float = 20.0, **environ: str) -> ChildSpec:
+def script(name: str, code: str, *, rank: int = 0, grace_s: float = 60.0, **environ: str) -> ChildSpec:
     return ChildSpec(name=name, argv=(sys.executable, "-c", code), rank=rank, grace_s=grace_s, environ=environ)
 
 

@@ -29,7 +29,7 @@ def test_the_documented_publisher_gets_its_answer(tmp_path: Path) -> None:
             "NATS_PASSWORD": login["password"],
         }
         done = subprocess.run(
-            [sys.executable, "-c", program], env=environ, capture_output=True, text=True, timeout=60, check=False
+            [sys.executable, "-c", program], env=environ, capture_output=True, text=True, timeout=180, check=False
         )
     assert done.returncode == 0, done.stderr
     answer, _, usage = done.stdout.partition("\n[")

@@ -56,7 +56,7 @@ def test_setup_does_not_wait_for_a_run_that_died(tmp_path: Path) -> None:
     python.chmod(0o755)
     environ = os.environ | {"PYTHON": str(python), "INFERFLUX_CACHE_DIR": str(tmp_path / "cache")}
     done = subprocess.run(
-        [checkout / "scripts" / "setup.sh"], env=environ, capture_output=True, text=True, check=False, timeout=30
+        [checkout / "scripts" / "setup.sh"], env=environ, capture_output=True, text=True, check=False, timeout=120
     )
     assert "creating .venv" in done.stderr
     assert "pip failed" in done.stderr
