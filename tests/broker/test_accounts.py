@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,7 +10,7 @@ from contextlib import asynccontextmanager
 import nats as nats_py
 import pytest
 from harness.nats import NatsServers
-from harness.world import WAIT_S, Inbox
+from harness.world import WAIT_S, WARM_UP, Inbox
 from nats.aio.client import Client
 
 from inferflux.broker import subjects
@@ -67,6 +68,14 @@ class Fleet:
         await self.worker.listen_cancels(self.cancels.put)
         await self.worker.listen_gossip("stolen", self.gossip.put)
         await self.api.listen_replies(VICTIM.owner, self.replies.put)
+        warm_up, body = RequestKey(VICTIM.owner, WARM_UP), WARM_UP.encode()
+        async with asyncio.timeout(WAIT_S):
+            while not (self.cancels.is_warm and self.gossip.is_warm and self.replies.is_warm):
+                await self.api.send_cancel(warm_up)
+                await self.worker.send_gossip("stolen", body)
+                await self.worker.send_frame(warm_up, body)
+                await asyncio.sleep(0.01)
+        await self.api.purge_tape(warm_up)
 
     async def check_untouched(self) -> None:
         """Messages of the test's own come behind all that the server sent before, and must be the first to arrive."""

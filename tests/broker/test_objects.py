@@ -5,6 +5,7 @@ from __future__ import annotations
 import nats
 import pytest
 from harness.nats import NatsServers
+from harness.world import WAIT_S
 
 from inferflux.broker import subjects, topology
 from inferflux.broker.jetstream_api import JetStreamApi
@@ -37,13 +38,13 @@ async def _official(servers: NatsServers, name: str) -> bytes:
 @pytest.mark.parametrize("stream", [subjects.object_stream(OBJECTS_FILES), subjects.kv_stream(BUCKET_BATCHES)])
 async def test_rollups_of_an_earlier_version_are_forbidden(own_nats: NatsServers, stream: str) -> None:
     """A tenant may publish here: with rollups it could remove what is not its own."""
-    link = Link(own_nats.connection("admin"), name="test", timeout_s=5)
-    await link.open(5)
-    js = JetStreamApi(link, timeout_s=5)
+    link = Link(own_nats.connection("admin"), name="test", timeout_s=WAIT_S)
+    await link.open(WAIT_S)
+    js = JetStreamApi(link, timeout_s=WAIT_S)
     config = next(each for each in topology.streams(own_nats.settings) if each.name == stream)
     old = {"name": stream, "subjects": config.subjects, "storage": "file", "max_consumers": config.max_consumers}
     await js.call("STREAM", "CREATE", stream, body=old | {"allow_rollup_hdrs": True})
-    await topology.ensure(js, own_nats.settings, 5)
+    await topology.ensure(js, own_nats.settings, WAIT_S)
     info = await js.stream_info(stream)
     assert info is not None
     assert not info["config"]["allow_rollup_hdrs"]

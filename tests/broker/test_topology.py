@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 from harness.nats import NatsServers, settings_for_tests
-from harness.world import LIMITS, World
+from harness.world import LIMITS, WAIT_S, World
 
 from inferflux.broker import topology
 from inferflux.broker.errors import ConfigError, QueueFull, TapeFull, TooManyLanes
@@ -19,12 +19,13 @@ from inferflux.broker.jetstream_api import JetStreamApi
 from inferflux.broker.link import Link
 from inferflux.broker.subjects import Lane, RequestKey, ServiceClass
 from inferflux.broker.wire import Claim
-from inferflux.config.settings import QueueSettings, Settings, TapeSettings
+from inferflux.config.settings import BrokerSettings, QueueSettings, Settings, TapeSettings
 
 KEY = RequestKey("a-1", "r")
 SMALL = settings_for_tests(
+    broker=BrokerSettings(timeout_s=WAIT_S),
     queue=QueueSettings(max_msgs_per_subject=2, max_lanes=2, max_bytes=64 * 1024),
-    tape=TapeSettings(max_bytes=64 * 1024),
+    tape=TapeSettings(max_bytes=64 * 1024, ack_timeout_s=WAIT_S),
 )
 
 
@@ -78,7 +79,8 @@ async def test_a_duplicate_is_told_even_when_the_lane_is_full(small: World) -> N
 
 async def test_over_the_cap_a_new_lane_is_refused(small: World) -> None:
     worker = await small.broker("worker")
-    limits = msgspec.structs.replace(LIMITS, idle_s=0.5)
+    # Long enough for what is tried before that lane goes.
+    limits = msgspec.structs.replace(LIMITS, idle_s=4.0)
     await worker.pull(lane("a"), LIMITS)
     await worker.pull(lane("b"), limits)
     for _ in range(2):
@@ -87,9 +89,9 @@ async def test_over_the_cap_a_new_lane_is_refused(small: World) -> None:
     # A lane that is there stays open, to a worker that joins as well.
     await worker.pull(lane("a"), LIMITS)
     await (await small.broker("worker")).pull(lane("a"), LIMITS)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(WAIT_S):
         while True:
-            await small.elapse(0.6)
+            await small.elapse(0.5)
             try:
                 await worker.pull(lane("c"), LIMITS)
                 break
@@ -123,9 +125,9 @@ def server(tmp_path: Path) -> Iterator[NatsServers]:
 
 
 async def config(servers: NatsServers, stream: str) -> dict[str, Any]:
-    link = Link(servers.connection("admin"), name="test", timeout_s=3)
-    await link.open(5)
-    info = await JetStreamApi(link, timeout_s=3).call("STREAM", "INFO", stream)
+    link = Link(servers.connection("admin"), name="test", timeout_s=WAIT_S)
+    await link.open(WAIT_S)
+    info = await JetStreamApi(link, timeout_s=WAIT_S).call("STREAM", "INFO", stream)
     await link.close()
     return dict(info["config"])
 

@@ -145,8 +145,9 @@ class ScriptedWorker:
         self.cancel_seen.set()
 
     async def _work(self, bell: Bell) -> None:
-        delivery = await self._broker.pull(bell.lane, LIMITS)
-        assert delivery is not None
+        # A busy server may say "nothing" of a prompt that is there.
+        while (delivery := await self._broker.pull(bell.lane, LIMITS)) is None:
+            await asyncio.sleep(0.01)
         turn = Turn(self._broker, delivery, self._backend)
         self.turns.append(turn)
         await turn.claim()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 from harness.nats import settings_for_tests
-from harness.world import World
+from harness.world import WAIT_S, World
 
 from inferflux.broker.subjects import Lane, RequestKey, ServiceClass
 
@@ -24,7 +25,11 @@ _numbers = itertools.count()
 async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
     names = {"nats": "nats", "cluster": "nats_cluster"}
     servers = request.getfixturevalue(names[request.param]) if request.param in names else None
-    world = World(servers.settings if servers is not None else settings_for_tests(), servers)
+    settings = servers.settings if servers is not None else settings_for_tests()
+    # No outage here: what is slow is the machine.
+    broker = msgspec.structs.replace(settings.broker, timeout_s=WAIT_S)
+    tape = msgspec.structs.replace(settings.tape, ack_timeout_s=WAIT_S)
+    world = World(msgspec.structs.replace(settings, broker=broker, tape=tape), servers)
     yield world
     await world.close()
 

@@ -59,12 +59,14 @@ async def test_update_and_delete_at_a_revision(world: World, name: str) -> None:
 
 async def test_entries_expire_where_they_may(world: World, name: str) -> None:
     bucket = await (await world.broker("api")).bucket("idempotency")
+    lasting = await bucket.create(f"{name}.lasting", b"1", ttl_s=600)
+    started_s = world.clock()
     await bucket.create(name, b"1", ttl_s=1)
-    assert await bucket.get(name) is not None
-    await world.elapse(1.5)
     async with asyncio.timeout(WAIT_S):
         while await bucket.get(name) is not None:
             await world.elapse(0.1)
+    assert world.clock() - started_s >= 1
+    assert await bucket.get(f"{name}.lasting") == Entry(f"{name}.lasting", b"1", lasting)
     await bucket.create(name, b"2", ttl_s=60)
 
 
@@ -79,6 +81,7 @@ async def test_entries_lists_what_is_there(world: World, name: str) -> None:
     await bucket.put(f"{name}.a", b"1")
     await bucket.put(f"{name}.b", b"2")
     await bucket.delete(f"{name}.a")
+    await world.in_step()
     found = [entry for entry in await bucket.entries() if entry.key.startswith(name)]
     assert [(entry.key, entry.value) for entry in found] == [(f"{name}.b", b"2")]
 
@@ -87,6 +90,7 @@ async def test_watch_tells_what_is_and_what_changes(world: World, name: str) -> 
     api, worker = await world.broker("api"), await world.broker("worker")
     bucket = await api.bucket("policy")
     await bucket.put(f"{name}.a", b"1")
+    await world.in_step()
     watch = (await worker.bucket("policy")).watch()
     initial = await _until_listed(watch)
     assert initial[f"{name}.a"] == b"1"
@@ -109,9 +113,15 @@ async def test_watch_tells_of_expiry(world: World, name: str) -> None:
     bucket = await worker.bucket("workers")
     await bucket.put(name, b"beat", ttl_s=1)
     assert (await _next(watch)).value == b"beat"
-    await world.elapse(0.5)
-    await bucket.put(name, b"beat 2", ttl_s=1)
-    assert (await _next(watch)).value == b"beat 2"
+    revision = await bucket.put(name, b"beat 2", ttl_s=600)
+    # On a machine that stood still the first has expired before it was renewed.
+    while (renewed := await _next(watch)).value is None:
+        pass
+    assert renewed.value == b"beat 2"
+    await world.elapse(1.5)
+    assert await bucket.get(name) == Entry(name, b"beat 2", revision), "the time of the entry before ended it"
+    await bucket.put(name, b"beat 3", ttl_s=1)
+    assert (await _next(watch)).value == b"beat 3"
     await world.elapse(1.1)
     gone = await _next(watch)
     assert (gone.key, gone.value) == (name, None)
@@ -138,6 +148,7 @@ async def test_keys_come_without_values(world: World, name: str) -> None:
     await bucket.put(f"{name}.a", b"1")
     await bucket.put(f"{name}.b", b"2")
     await bucket.delete(f"{name}.a")
+    await world.in_step()
     assert [key for key in await bucket.keys() if key.startswith(name)] == [f"{name}.b"]
 
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from harness.world import Inbox, World
+from harness.world import WARM_UP, Inbox, World
 
-from inferflux.broker.broker import Reply, Tape
+from inferflux.broker.broker import Broker, Reply, Tape
 from inferflux.broker.errors import ClaimLost
 from inferflux.broker.subjects import RequestKey
 from inferflux.broker.wire import Claim, Head
+
+
+async def warm_up(world: World, worker: Broker, owner: str, inbox: Inbox) -> None:
+    """Return once the owner's inbox hears of every frame."""
+    await world.warm_up(lambda: worker.send_frame(RequestKey(owner, WARM_UP), WARM_UP.encode()), inbox)
 
 
 async def test_claim_is_won_once(world: World, key: RequestKey) -> None:
@@ -66,6 +71,7 @@ async def test_head_is_kept_beside_the_frames_until_the_purge(world: World, key:
     head = Head(kind="chat", model="m", service_class="default", tenant="t", created=1.5, prompt=7)
     replies = Inbox()
     await api.listen_replies(key.owner, replies.put)
+    await warm_up(world, other, key.owner, replies)
     assert await api.read_head(key) is None
     await api.send_head(key, head)
     seq = await other.send_frame(key, b"x")
@@ -83,6 +89,7 @@ async def test_one_request_of_another_owner_can_be_followed(world: World, key: R
     worker, api = await world.broker("worker"), await world.broker("api")
     replies = Inbox()
     subscription = await api.listen_replies(key.owner, replies.put, request=key.request)
+    await world.warm_up(lambda: worker.send_frame(key, WARM_UP.encode()), replies)
     await worker.send_frame(RequestKey(key.owner, f"{key.request}-other"), b"x")
     await worker.send_frame(key, b"y")
 
@@ -166,6 +173,7 @@ async def test_replies_are_the_tape_live(world: World, key: RequestKey) -> None:
     worker, api = await world.broker("worker"), await world.broker("api")
     inbox = Inbox()
     await api.listen_replies(key.owner, inbox.put)
+    await warm_up(world, worker, key.owner, inbox)
     fence = await worker.put_claim(key, Claim(worker="w"), expected_seq=0)
     seqs = list(await asyncio.gather(*(worker.send_frame(key, b"%d" % number) for number in range(20))))
     seqs.append(await worker.put_terminal(key, b"20", fence=fence))
@@ -182,6 +190,8 @@ async def test_replies_reach_their_owner_alone(world: World, key: RequestKey) ->
     mine, theirs = Inbox(), Inbox()
     await api.listen_replies(key.owner, mine.put)
     await api.listen_replies(f"{key.owner}x", theirs.put)
+    await warm_up(world, worker, key.owner, mine)
+    await warm_up(world, worker, f"{key.owner}x", theirs)
     await worker.send_frame(RequestKey(f"{key.owner}x", "r"), b"other")
     await worker.send_frame(key, b"own")
     assert (await mine.next(Reply)).body == b"own"
