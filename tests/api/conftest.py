@@ -31,7 +31,8 @@ from inferflux.registry.tenants import Tenants
 KEY = "key-all"
 SETTINGS = Settings(
     server=ServerSettings(hold_status_s=0.3, ping_interval_s=0.2, max_body_bytes=1_000_000),
-    queue=QueueSettings(no_backend_grace_s=0.2),
+    # Long: nothing ends for want of a worker unless a test wants it to.
+    queue=QueueSettings(no_backend_grace_s=600.0),
     auth=AuthSettings(
         api_keys=(
             KeySettings(key=KEY, tenant="acme", scopes=("generate", "read", "admin")),

@@ -111,7 +111,7 @@ async def test_what_is_no_http_is_refused(scene: Scene) -> None:
 
 
 async def test_a_head_that_does_not_end_is_not_waited_for(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "HEAD_S", 0.1)
+    monkeypatch.setattr(connection, "HEAD_S", 1.0)
     refused(await scene.answer(HEAD), 408, "invalid_request")
     assert await scene.answer(b"") == b""
 
@@ -124,10 +124,10 @@ async def test_a_body_that_stands_still_is_hung_up_on(scene: Scene, monkeypatch:
 
 
 async def test_a_slow_body_is_read_as_long_as_it_comes(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "BODY_PAUSE_S", 2.0)
+    monkeypatch.setattr(connection, "BODY_PAUSE_S", 3.0)
     async with scene.connected() as (reader, writer), asyncio.timeout(30):
-        writer.write(HEAD + b"connection: close\r\ncontent-length: 12\r\n\r\n")
-        for _ in range(12):
+        writer.write(HEAD + b"connection: close\r\ncontent-length: 35\r\n\r\n")
+        for _ in range(35):
             writer.write(b"x")
-            await asyncio.sleep(0.2)
-        assert (await reader.read()).endswith(b"\r\n\r\n12")
+            await asyncio.sleep(0.1)
+        assert (await reader.read()).endswith(b"\r\n\r\n35")

@@ -10,8 +10,10 @@ import pytest
 from harness.scripted_worker import Turn, hello, silent
 
 from inferflux.api import exchange, patience
+from inferflux.api.cancel import Order
 from inferflux.broker.errors import BrokerUnavailable
 from inferflux.broker.wire import decode_frame
+from inferflux.config.settings import Settings
 
 HI = {"messages": [{"role": "user", "content": "Hi"}]}
 
@@ -22,6 +24,11 @@ async def ended(api: Any, turn: Turn) -> str:
     frames = [decode_frame(entry.body) for entry in (await api.broker.read_tape(turn.key)).frames]
     (end,) = [frame for frame in frames if frame.terminal]
     return "" if end.error is None else end.error.code
+
+
+def queueing(settings: Settings, **fields: Any) -> Settings:
+    """The settings, with others for the queue."""
+    return msgspec.structs.replace(settings, queue=msgspec.structs.replace(settings.queue, **fields))
 
 
 async def until_claimed(api: Any) -> Turn:
@@ -116,7 +123,7 @@ async def test_error_after_the_hold_is_an_event(api: Any) -> None:
 
 async def test_model_without_a_worker_ends_after_the_grace(apis: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchange, "PATIENCE_INTERVAL_S", 0.05)
-    api = await apis.start()
+    api = await apis.start(queueing(apis.settings, no_backend_grace_s=0.2))
     response = await api.chat(model="big")
 
     assert response.status_code == 503
@@ -125,8 +132,9 @@ async def test_model_without_a_worker_ends_after_the_grace(apis: Any, monkeypatc
     assert await api.broker.backlog() == {}
 
 
-async def test_model_that_loads_is_waited_for(api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_model_that_loads_is_waited_for(apis: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchange, "PATIENCE_INTERVAL_S", 0.02)
+    api = await apis.start(queueing(apis.settings, no_backend_grace_s=0.2))
 
     async def late(turn: Turn) -> None:
         await asyncio.sleep(0.4)
@@ -140,9 +148,7 @@ async def test_model_that_loads_is_waited_for(api: Any, monkeypatch: pytest.Monk
 async def test_nobody_starts_it_in_time(apis: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchange, "PATIENCE_INTERVAL_S", 0.02)
     monkeypatch.setattr(patience, "TIMEOUT_MARGIN_S", 0.0)
-    api = await apis.start(worker=False)
-    queue = msgspec.structs.replace(api.settings.queue, queue_timeout_s=0.1, no_backend_grace_s=60)
-    api = await apis.start(msgspec.structs.replace(api.settings, queue=queue), worker=False)
+    api = await apis.start(queueing(apis.settings, queue_timeout_s=0.1), worker=False)
     response = await api.chat()
 
     assert response.status_code == 504
@@ -151,18 +157,29 @@ async def test_nobody_starts_it_in_time(apis: Any, monkeypatch: pytest.MonkeyPat
 
 async def test_running_request_has_no_queue_timeout(apis: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchange, "PATIENCE_INTERVAL_S", 0.02)
-    monkeypatch.setattr(patience, "TIMEOUT_MARGIN_S", 0.0)
     api = await apis.start()
-    queue = msgspec.structs.replace(api.settings.queue, queue_timeout_s=0.1)
-    api = await apis.start(msgspec.structs.replace(api.settings, queue=queue))
+    go, judged, cancel = asyncio.Event(), asyncio.Event(), api.parts.canceller.cancel
 
     async def slow(turn: Turn) -> None:
-        await asyncio.sleep(0.4)
+        await go.wait()
         await hello(turn)
 
-    api.worker.script = slow
+    async def noted(order: Order, **options: Any) -> bool:
+        over: bool = await cancel(order, **options)
+        judged.set()
+        return over
 
-    assert (await api.chat()).status_code == 200
+    api.worker.script = slow
+    monkeypatch.setattr(api.parts.canceller, "cancel", noted)
+    asked = asyncio.create_task(api.chat())
+    await until_claimed(api)
+    # From now on it has waited for longer than it may.
+    monkeypatch.setattr(patience, "TIMEOUT_MARGIN_S", -api.settings.queue.queue_timeout_s)
+    async with asyncio.timeout(30):
+        await judged.wait()
+    go.set()
+
+    assert (await asked).status_code == 200
 
 
 async def test_drain_lets_streams_end_and_refuses_new_ones(api: Any) -> None:

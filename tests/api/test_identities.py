@@ -11,7 +11,7 @@ import httpx
 import pytest
 from harness.scripted_worker import silent
 
-from inferflux.registry.identities import ApiKeys
+from inferflux.registry.identities import KEY_PREFIX, ApiKeys
 from inferflux.registry.store import PolicyStore
 
 KEYS = "/v1/admin/api_keys"
@@ -65,7 +65,8 @@ class TestKeys:
 
         (entry,) = [each for each in listed if each["id"] == made["id"]]
         assert entry | {"key": made["key"]} == {name: value for name, value in made.items() if name != "dry_run"}
-        secret = made["key"].rpartition("-")[2]
+        secret = made["key"].removeprefix(f"{KEY_PREFIX}{made['id']}-")
+        assert len(secret) > 32
         bucket = await api.broker.bucket("tenants")
         assert all(secret.encode() not in (each.value or b"") for each in await bucket.entries())
         assert secret not in str(listed)

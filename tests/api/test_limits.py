@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from inferflux.api import throttle as throttle_module
 from inferflux.api.throttle import Throttle
-from inferflux.broker import subjects
+from inferflux.broker import jetstream_api, subjects
 from inferflux.broker.errors import Code, RequestError
 from inferflux.broker.subjects import Series
 from inferflux.broker.wire import Limits, RateLimit, TenantLimit, Usage
@@ -169,8 +169,14 @@ async def test_what_limits_cost(api: Any) -> None:
 
 
 @pytest.mark.integration
-async def test_a_hundred_at_once_over_two_connections_never_exceed_it(nats: NatsServers) -> None:
-    brokers = [await nats.connect("api") for _ in range(2)]
+async def test_a_hundred_at_once_over_two_connections_never_exceed_it(
+    nats: NatsServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # However long a busy machine takes; and whoever has to ask a second time is told the sum of all.
+    monkeypatch.setattr(jetstream_api, "TRY_S", 60.0)
+    waits = msgspec.structs.replace(nats.settings.broker, timeout_s=60.0)
+    settings = msgspec.structs.replace(nats.settings, broker=waits)
+    brokers = [await nats.connect("api", settings=settings) for _ in range(2)]
     try:
         book = LimitBook(AuthSettings(rate_limit_per_minute=37))
         throttles = [Throttle(broker, book, ApiMetrics(CollectorRegistry())) for broker in brokers]

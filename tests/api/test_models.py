@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,12 @@ class Operator:
 
     async def offered(self, wanted: set[str]) -> dict[str, Any]:
         """What /v1/models says, once it offers exactly these."""
-        async with deadline(4, f"the models are {wanted}"):
+        async with deadline(30, f"the models are {wanted}"):
             while True:
                 data = (await self.call("GET", "/v1/models"))["data"]
                 if {model["id"] for model in data} == wanted:
                     return {model["id"]: model for model in data}
+                await asyncio.sleep(0.005)
 
     async def beat(self, *models: ModelBeat) -> None:
         """A worker with these models."""
@@ -86,9 +88,9 @@ async def test_the_state_of_each_worker_is_told(operator: Operator) -> None:
         ModelBeat(id="b", backend="stub", state="loading", progress=0.4),
         ModelBeat(id="old", backend="stub", state="unloading"),
     )
-    async with deadline(4, "the heartbeat is known"):
+    async with deadline(30, "the heartbeat is known"):
         while len((answer := await operator.call("GET", PATH))["data"]) < 3:
-            pass
+            await asyncio.sleep(0.005)
 
     base, loading, old = answer["data"]
     assert (base["state"], base["workers"][0]["current"], base["workers"][0]["num_slots"]) == ("ready", True, 8)

@@ -24,6 +24,7 @@ from inferflux.broker.errors import ConfigError
 from inferflux.config.logs import JsonFormatter
 from inferflux.config.settings import AuthSettings, OidcGroup, Settings
 
+DAY_S = 24 * 3600
 KEYS, DISCOVERY = "/keys", "/.well-known/openid-configuration"
 
 
@@ -113,8 +114,8 @@ class TestRefusals:
             ({"exp": int(time.time()) - 120}, "has expired"),
             ({"exp": None}, "no expiry"),
             ({"exp": "tomorrow"}, "no number (exp)"),
-            ({"nbf": int(time.time()) + 3600}, "not valid yet"),
-            ({"iat": int(time.time()) + 3600}, "not valid yet"),
+            ({"nbf": int(time.time()) + DAY_S}, "not valid yet"),
+            ({"iat": int(time.time()) + DAY_S}, "not valid yet"),
             ({"sub": None}, "names nobody"),
             ({"sub": 7}, "names nobody"),
         ],

@@ -84,8 +84,7 @@ async def test_retry_after_follows_the_measured_rate(api: Any, monkeypatch: pyte
 
 
 async def test_waiting_clients_learn_their_place(apis: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    queue = msgspec.structs.replace(apis.settings.queue, no_backend_grace_s=60)
-    api = await apis.start(msgspec.structs.replace(apis.settings, queue=queue), worker=False)
+    api = await apis.start(worker=False)
     body = {"messages": [{"role": "user", "content": "Hi"}], "stream": True}
     calls = []
     for _ in range(3):

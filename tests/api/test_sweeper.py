@@ -14,6 +14,7 @@ from harness.nats import settings_for_tests
 from harness.world import World
 from prometheus_client import CollectorRegistry
 
+from inferflux.api import sweeper as sweeper_module
 from inferflux.api.cancel import Canceller
 from inferflux.api.sweeper import Sweeper
 from inferflux.broker.broker import Broker
@@ -27,14 +28,34 @@ from inferflux.registry.deadletters import DeadLetters
 from inferflux.registry.follower import FleetFollower
 
 STAMPER = Stamper(b"the secret of the stamps")
-SETTINGS = QueueSettings(no_backend_grace_s=0.2, lease_s=1.0)
+SETTINGS = QueueSettings(no_backend_grace_s=600.0, lease_s=3600.0)
 _numbers = itertools.count()
+
+
+class Clock:
+    """The sweeper's. It is ahead of the machine's: by `waited_s` for whoever asks how long a prompt has waited, by
+    `absent_s` for whoever asks how long a worker has been away."""
+
+    def __init__(self) -> None:
+        self.waited_s = 0.0
+        self.absent_s = 0.0
+
+    def time(self) -> float:
+        return time.time() + self.waited_s
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.absent_s
+
+    def elapse(self, seconds: float) -> None:
+        self.waited_s += seconds
+        self.absent_s += seconds
 
 
 class Scene:
     """One sweeper, prompts of a model of their own, and whoever claims them."""
 
-    def __init__(self, api: Broker, worker: Broker, follower: FleetFollower) -> None:
+    def __init__(self, api: Broker, worker: Broker, follower: FleetFollower, clock: Clock) -> None:
+        self.clock = clock
         self.api = api
         self.worker = worker
         self.follower = follower
@@ -90,22 +111,18 @@ class Scene:
     async def depth(self) -> int:
         return sum((await self.api.backlog(self.model)).values())
 
-    async def past_grace(self) -> None:
-        """Return when the model has been away for the grace, and not yet for a lease more."""
-        async with asyncio.timeout(30):
-            while self.follower.fleet.absent_for(self.model, time.monotonic()) < 0.25:
-                await asyncio.sleep(0.02)
-
 
 @pytest.fixture(params=["memory", pytest.param("nats", marks=pytest.mark.integration)])
-async def scene(request: pytest.FixtureRequest) -> AsyncIterator[Scene]:
+async def scene(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scene]:
+    clock = Clock()
+    monkeypatch.setattr(sweeper_module, "time", clock)
     servers = request.getfixturevalue("own_nats") if request.param == "nats" else None
     world = World(servers.settings if servers is not None else settings_for_tests(), servers)
     api = await world.broker("api")
     follower = FleetFollower(api)
     follower.start()
     await follower.ready.wait()
-    yield Scene(api, await world.broker("worker"), follower)
+    yield Scene(api, await world.broker("worker"), follower, clock)
     await follower.close()
     await world.close()
 
@@ -114,7 +131,7 @@ async def test_deadline_passes_while_every_worker_is_busy(scene: Scene) -> None:
     await scene.beat()
     await scene.publish("late", deadline=time.time() - 3)
     await scene.publish("stamped", deadline=time.time() - 3, stamped="a-one")
-    await scene.publish("in time", deadline=time.time() + 60)
+    await scene.publish("in time", deadline=time.time() + 600)
     await scene.publish("patient")
 
     assert await scene.sweeper.sweep() == 2
@@ -129,13 +146,12 @@ async def test_deadline_passes_while_every_worker_is_busy(scene: Scene) -> None:
 
 async def test_model_without_workers_is_told_after_the_grace(scene: Scene) -> None:
     await scene.beat("other", "other model")
-    await scene.past_grace()
+    scene.clock.absent_s += SETTINGS.no_backend_grace_s
     await scene.publish("new")
-    assert await scene.sweeper.sweep() == 0
+    assert await scene.sweeper.sweep() == 0, "it has not waited itself"
 
-    async with asyncio.timeout(30):
-        while not await scene.sweeper.sweep():
-            await asyncio.sleep(0.05)
+    scene.clock.elapse(SETTINGS.no_backend_grace_s)
+    assert await scene.sweeper.sweep() == 1
     error = await scene.error(scene.key("new"))
     assert error.code == "no_backend"
     assert scene.model in error.message
@@ -158,12 +174,11 @@ async def test_running_on_a_dead_worker_ends_when_nobody_else_has_the_model(scen
     await scene.gone("w2")
     seq = await scene.publish("orphan")
     fence = await scene.worker.put_claim(scene.key("orphan"), Claim(worker="w2", prompt=seq), expected_seq=0)
-    await scene.past_grace()
+    scene.clock.elapse(SETTINGS.no_backend_grace_s)
     assert await scene.sweeper.sweep() == 0, "a lease more than for what nobody has begun"
 
-    async with asyncio.timeout(30):
-        while not await scene.sweeper.sweep():
-            await asyncio.sleep(0.05)
+    scene.clock.elapse(SETTINGS.lease_s)
+    assert await scene.sweeper.sweep() == 1
     assert (await scene.error(scene.key("orphan"))).code == "no_backend"
     newest = await scene.api.last_claim(scene.key("orphan"))
     assert newest is not None
@@ -179,9 +194,8 @@ async def test_prompt_that_took_the_last_worker_along_becomes_a_dead_letter(scen
         claim = Claim(worker=f"lost{number}", prompt=seq, num_attempts=number)
         newest = await scene.worker.put_claim(key, claim, expected_seq=newest)
 
-    async with asyncio.timeout(30):
-        while not await scene.sweeper.sweep():
-            await asyncio.sleep(0.05)
+    scene.clock.elapse(SETTINGS.no_backend_grace_s + SETTINGS.lease_s)
+    assert await scene.sweeper.sweep() == 1
     assert (await scene.error(key)).code == "attempts_exhausted"
     (letter,) = await DeadLetters(scene.api).all()
     assert letter.about.request == key.request
@@ -194,12 +208,10 @@ async def test_answered_but_not_removed_is_only_removed(scene: Scene) -> None:
     fence = await scene.worker.put_claim(key, Claim(worker="dead", prompt=seq), expected_seq=0)
     answer = Frame(id=key.request, attempt=fence, usage=Usage(prompt_tokens=1))
     await scene.worker.put_terminal(key, encode(answer), fence=fence)
-    await scene.past_grace()
 
-    async with asyncio.timeout(30):
-        while await scene.depth():
-            await scene.sweeper.sweep()
-            await asyncio.sleep(0.05)
+    scene.clock.elapse(SETTINGS.no_backend_grace_s + SETTINGS.lease_s)
+    assert await scene.sweeper.sweep() == 1
+    assert await scene.depth() == 0
     assert await scene.terminals(key) == [answer]
 
 
@@ -256,13 +268,11 @@ async def test_out_of_order_deadline_is_found_by_walking(scene: Scene) -> None:
 
 
 async def test_unreadable_prompt_ends_under_its_message_id(scene: Scene) -> None:
-    await scene.past_grace()
     key = RequestKey("t-acme", f"{scene.model}-broken")
     await scene.api.publish_prompt(scene.lane, b"{", msg_id=f"t-acme.{key.request}")
 
-    async with asyncio.timeout(30):
-        while not await scene.sweeper.sweep():
-            await asyncio.sleep(0.05)
+    scene.clock.elapse(SETTINGS.no_backend_grace_s)
+    assert await scene.sweeper.sweep() == 1
     assert (await scene.error(key)).code == "no_backend"
 
 

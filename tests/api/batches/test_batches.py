@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -11,6 +12,7 @@ import pytest
 from harness.batches import ENDPOINT, BatchClient, jsonl, line
 from harness.scripted_worker import Turn, failing, hello, silent
 
+from inferflux.api.batches import runner
 from inferflux.broker.errors import Code
 from inferflux.config.settings import GuardrailSettings, LoggingSettings
 
@@ -100,12 +102,27 @@ async def test_cancel_keeps_what_is_done(client: BatchClient, api: Any) -> None:
     assert again.json()["status"] == "cancelled"
 
 
-async def test_expiry_says_which_lines_were_not_run(client: BatchClient, api: Any) -> None:
+async def test_a_window_that_is_over_ends_what_runs(client: BatchClient, api: Any) -> None:
+    api.worker.script = silent
+    batch = await client.until((await client.submit(jsonl(map(line, range(3))), window="1s"))["id"], "expired")
+    assert batch["request_counts"]["completed"] == 0
+
+
+async def test_expiry_says_which_lines_were_not_run(apis: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    api = await apis.start()
+    client = BatchClient(api)
+
     async def script(turn: Turn) -> None:
         await (hello if "Prompt 0" in str(turn.prompt) else silent)(turn)
 
     api.worker.script = script
-    batch = await client.until((await client.submit(jsonl(map(line, range(3))), window="1s"))["id"], "expired")
+    batch = await client.submit(jsonl(map(line, range(3))))
+    await _until_counts(client, batch["id"], completed=1)
+    # For the replica that takes it over the window is past.
+    monkeypatch.setattr(runner, "time", SimpleNamespace(time=lambda: batch["expires_at"] + 1.0))
+    await apis.start(beside=api)
+    await api.parts.office.close()
+    batch = await client.until(batch["id"], "expired")
     assert batch["request_counts"] == {"total": 3, "completed": 1, "failed": 0}
     errors = await client.lines(batch["error_file_id"])
     assert sorted(each["custom_id"] for each in errors) == ["line-1", "line-2"]
