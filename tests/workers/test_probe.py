@@ -24,7 +24,7 @@ def probe(**changes: Any) -> Probe:
 
 async def get(server: Probe, path: str) -> httpx.Response:
     with server.serving("127.0.0.1", 0) as port:
-        return await asyncio.to_thread(httpx.get, f"http://127.0.0.1:{port}{path}")
+        return await asyncio.to_thread(httpx.get, f"http://127.0.0.1:{port}{path}", timeout=60)
 
 
 async def test_a_healthy_worker_is_live_ready_and_measured() -> None:

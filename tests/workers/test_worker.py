@@ -58,6 +58,9 @@ from inferflux.workers.worker import Worker
 LANE = Lane("stub", ServiceClass.DEFAULT, "acme")
 STAMPER = Stamper(b"the secret of the stamps")
 SEALER = Sealer(b"the secret of the seals")
+LONG = 2000
+"""More tokens than a slow fleet makes in any test."""
+
 TENANTS = (TenantSettings(id="acme", max_running=8), TenantSettings(id="narrow", max_running=1))
 
 
@@ -141,7 +144,7 @@ def settings(**stub: Any) -> Settings:
         runtime=RuntimeSettings(
             scheduler=SchedulerSettings(max_batch_size=4), stub=StubSettings(**{"step_s": 0.0, **stub})
         ),
-        queue=QueueSettings(lease_s=1.0, resync_interval_s=0.05, max_attempts=3),
+        queue=QueueSettings(lease_s=30.0, resync_interval_s=0.05, max_attempts=3),
         tape=TapeSettings(window_s=0.05),
         worker=WorkerSettings(drain_timeout_s=0.2),
     )
@@ -244,10 +247,9 @@ async def test_an_unreadable_body_is_answered_under_its_message_id(fleet: Fleet)
 
 async def test_a_running_request_is_cancelled_by_a_hint(slow_fleet: Fleet) -> None:
     worker = slow_fleet.start_worker()
-    await slow_fleet.publish("long", max_tokens=60)
+    await slow_fleet.publish("long", max_tokens=LONG, ignore_eos=True)
     await slow_fleet.frames("long", at_least=1)
     await slow_fleet.client.send_cancel(RequestKey("t-acme", "long"))
-    num_steps = worker.hosts[0].stats().num_steps
     frames = await slow_fleet.frames("long")
     assert frames[-1].error is not None
     assert frames[-1].error.code == "cancelled"
@@ -257,18 +259,20 @@ async def test_a_running_request_is_cancelled_by_a_hint(slow_fleet: Fleet) -> No
             await asyncio.sleep(0.01)
     stats = worker.hosts[0].stats()
     assert stats.num_pages_used == 0
-    assert stats.num_steps <= num_steps + 2
+    assert stats.generated_tokens < LONG
 
 
 async def test_a_queued_request_is_cancelled_by_a_hint(slow_fleet: Fleet) -> None:
     slow_fleet.start_worker()
     for number in range(4):
-        await slow_fleet.publish(f"busy{number}", max_tokens=20)
+        await slow_fleet.publish(f"busy{number}", max_tokens=LONG, ignore_eos=True)
         await slow_fleet.frames(f"busy{number}", at_least=1)
     await slow_fleet.publish("queued")
     await slow_fleet.client.send_cancel(RequestKey("t-acme", "queued"))
     frames = await slow_fleet.frames("queued")
     assert [frame.error.code for frame in frames if frame.error] == ["cancelled"]
+    for number in range(4):
+        await slow_fleet.client.send_cancel(RequestKey("t-acme", f"busy{number}"))
     await slow_fleet.wait_until_empty()
     assert len(await slow_fleet.frames("queued")) == 1
 
@@ -470,14 +474,15 @@ async def test_a_hung_engine_loses_its_prompts_and_ends_its_worker(monkeypatch: 
         return compute(self, batch)
 
     monkeypatch.setattr(StubBackend, "run", run)
-    quick = msgspec.structs.replace(settings(), worker=WorkerSettings(hang_timeout_s=0.3))
-    fleet = Fleet(quick)
+    queue = msgspec.structs.replace(settings().queue, lease_s=1.0)
+    fleet = Fleet(msgspec.structs.replace(settings(), queue=queue, worker=WorkerSettings(hang_timeout_s=0.3)))
     await fleet.listen("t-acme")
     hung = fleet.start_worker()
     await fleet.publish("r1")
     async with asyncio.timeout(30):
         await fleet.workers[0][1]
     assert hung.hung == {"stub"}
+    fleet.settings = settings()
     fleet.start_worker()
     frames = await fleet.frames("r1")
     released.set()
@@ -490,7 +495,7 @@ async def test_a_hung_engine_loses_its_prompts_and_ends_its_worker(monkeypatch: 
 
 async def test_weights_and_shares_change_while_it_runs(slow_fleet: Fleet) -> None:
     worker = slow_fleet.start_worker()
-    await slow_fleet.publish("long", max_tokens=40)
+    await slow_fleet.publish("long", max_tokens=LONG, ignore_eos=True)
     await slow_fleet.frames("long", at_least=1)
     fair = worker.mounts["stub"].intake.fair
 
@@ -561,13 +566,16 @@ async def test_a_higher_class_takes_a_batch_slot_and_batch_goes_on_where_it_was(
 
 
 async def test_quick_tokens_travel_together_and_each_keeps_its_piece() -> None:
-    fleet = Fleet(settings(step_s=0.002))
+    quick = settings(step_s=0.002)
+    # The first tokens leave at once, and the others with the end.
+    runtime = msgspec.structs.replace(quick.runtime, frame_interval_s=3600.0)
+    fleet = Fleet(msgspec.structs.replace(quick, runtime=runtime))
     await fleet.listen("t-acme")
     fleet.start_worker()
     try:
         await fleet.publish("quick", max_tokens=40, ignore_eos=True)
         frames = await fleet.frames("quick")
-        assert 1 < len(frames) < 20
+        assert len(frames) <= 2
         assert sum(frame.num_tokens for frame in frames) == 40
         assert all(len(frame.pieces or "x") == frame.num_tokens for frame in frames)
     finally:

@@ -1,4 +1,5 @@
-"""What 10,000 terms cost: less than 1 ms for a prompt of 1,000 words, less than 50 microseconds for a token."""
+"""What 10,000 terms cost: less than 1 ms for a prompt of 1,000 words, less than 50 microseconds for a token, on a
+machine that adds 10,000 numbers in 300 microseconds; on others in proportion."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from inferflux.registry.guardrails.terms import Terms
 
 SYLLABLES = ("ka", "lo", "mir", "ten", "sa", "vo", "dru", "pen", "ish", "ar", "qui", "bel", "no", "gra", "ul", "the")
 NUM_WORDS, NUM_TERMS = 1000, 10_000
+ADDING_US = 300
 
 
 def least_us(call: Callable[[], object], repetitions: int) -> float:
@@ -23,6 +25,13 @@ def least_us(call: Callable[[], object], repetitions: int) -> float:
         call()
         taken.append(time.process_time_ns() - started)
     return min(taken) / 1000
+
+
+def add() -> int:
+    total = 0
+    for number in range(10_000):
+        total += number
+    return total
 
 
 def test_ten_thousand_terms_are_cheap() -> None:
@@ -41,5 +50,6 @@ def test_ten_thousand_terms_are_cheap() -> None:
         scanner.finish()
 
     assert matcher.find(f"{text} {terms[0]}")
-    assert least_us(lambda: matcher.find(text), 50) < 1000
-    assert least_us(answer, 5) / len(tokens) < 50
+    slowness = least_us(add, 50) / ADDING_US
+    assert least_us(lambda: matcher.find(text), 50) < 1000 * slowness
+    assert least_us(answer, 5) / len(tokens) < 50 * slowness

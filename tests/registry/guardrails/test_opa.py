@@ -33,8 +33,8 @@ def chat(text: str) -> ChatPrompt:
 class Judge:
     """A guard with nothing but OPA, and what it counted."""
 
-    def __init__(self, url: str, **settings: Any) -> None:
-        self.guard = Guard(GuardrailSettings(opa_endpoint=url, **settings))
+    def __init__(self, url: str, *, opa_timeout_s: float = 60.0, **settings: Any) -> None:
+        self.guard = Guard(GuardrailSettings(opa_endpoint=url, opa_timeout_s=opa_timeout_s, **settings))
         self.hits: list[tuple[str, str, str]] = []
         self.guard.on_hit = lambda *hit: self.hits.append(hit)
 
@@ -145,7 +145,7 @@ async def test_failing_open_is_a_setting(opa: OpaServer) -> None:
 
 async def test_equal_input_is_asked_about_once_where_that_is_allowed(opa: OpaServer) -> None:
     now_s = 0.0
-    client = Opa(GuardrailSettings(opa_endpoint=opa.url, opa_cache_ttl_s=10), now=lambda: now_s)
+    client = Opa(GuardrailSettings(opa_endpoint=opa.url, opa_timeout_s=60.0, opa_cache_ttl_s=10), now=lambda: now_s)
     given = {"tenant": "acme", "texts": ["a"]}
     for _ in range(3):
         assert (await client.decide(given)).allow
@@ -166,7 +166,7 @@ async def test_without_the_setting_every_prompt_is_asked_about(opa: OpaServer) -
 
 
 async def test_redacted_text_is_what_the_policy_sees(opa: OpaServer) -> None:
-    guard = Guard(GuardrailSettings(blocklist=("pii",), opa_endpoint=opa.url))
+    guard = Guard(GuardrailSettings(blocklist=("pii",), opa_endpoint=opa.url, opa_timeout_s=60.0))
     with pytest.raises(Blocked):
         await guard.judge(chat("a@b.com"), LANE)
     assert opa.inputs == []
