@@ -28,7 +28,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Two replicas and two workers."""
     settings = {
         "runtime": {"scheduler": {"max_batch_size": 16}, "stub": {"step_s": 0.02}},
-        "queue": {"lease_s": 2.0},
+        "queue": {"lease_s": 3.0},
         "batches": {"lease_s": 3.0, "max_in_flight": 64},
     }
     folder = tmp_path_factory.mktemp("batches")
@@ -69,14 +69,14 @@ def _submit(server: Server, content: bytes) -> str:
     file = httpx.post(f"{server.url}/v1/files", files=files, data={"purpose": "batch"}, headers=HEADERS, timeout=60)
     assert file.status_code == 200, file.text
     body = {"input_file_id": file.json()["id"], "endpoint": ENDPOINT, "completion_window": "1h"}
-    batch = httpx.post(f"{server.url}/v1/batches", json=body, headers=HEADERS, timeout=30)
+    batch = httpx.post(f"{server.url}/v1/batches", json=body, headers=HEADERS, timeout=60)
     assert batch.status_code == 200, batch.text
     return str(batch.json()["id"])
 
 
 def _ask(server: Server, path: str) -> httpx.Response:
     """The answer of whichever replica gives one."""
-    deadline_s = time.monotonic() + 60
+    deadline_s = time.monotonic() + 180
     while True:
         for url in server.urls:
             try:
@@ -103,7 +103,7 @@ def _until_done(server: Server, ident: str, num_lines: int) -> None:
 
 
 def _until_status(server: Server, ident: str, status: str) -> dict[str, Any]:
-    server.wait_until(status, lambda: _get(server, ident)["status"] == status, timeout_s=60)
+    server.wait_until(status, lambda: _get(server, ident)["status"] == status)
     return _get(server, ident)
 
 
@@ -112,7 +112,7 @@ def _content(server: Server, file: str) -> bytes:
 
 
 def _metric(url: str, name: str) -> list[str]:
-    text = httpx.get(f"{url}/metrics", timeout=10).text
+    text = httpx.get(f"{url}/metrics", timeout=60).text
     return re.findall(rf"^{name} (\S+)$", text, re.MULTILINE)
 
 
@@ -122,7 +122,7 @@ def _runner(server: Server) -> int:
 
     def look() -> bool:
         found[:] = [
-            int(httpx.get(f"{url}/v1/admin/status", headers=HEADERS, timeout=10).json()["pid"])
+            int(httpx.get(f"{url}/v1/admin/status", headers=HEADERS, timeout=60).json()["pid"])
             for url in server.urls
             if _metric(url, "inferflux_batches_running") == ["1.0"]
         ]
