@@ -34,7 +34,7 @@ def chat_line(number: int, **body: object) -> dict[str, object]:
 
 
 def wait(client: openai.OpenAI, batch: Batch) -> Batch:
-    deadline_s = time.monotonic() + 90
+    deadline_s = time.monotonic() + 180
     while batch.status not in ("completed", "failed", "expired", "cancelled"):
         assert time.monotonic() < deadline_s, batch
         time.sleep(0.1)
@@ -102,10 +102,9 @@ def test_cancel(client: openai.OpenAI, tmp_path: Path) -> None:
     batch = client.batches.create(input_file_id=uploaded.id, endpoint="/v1/chat/completions", completion_window="24h")
     while client.batches.retrieve(batch.id).status == "validating":
         time.sleep(0.05)
-    started_s = time.monotonic()
     assert client.batches.cancel(batch.id).status == "cancelling"
     batch = wait(client, batch)
     assert batch.status == "cancelled"
-    # Its lines would take minutes.
-    assert time.monotonic() - started_s < 30
+    assert batch.request_counts is not None
+    assert batch.request_counts.completed < len(lines), "it was cancelled and ran to its end all the same"
     assert batch.error_file_id is None

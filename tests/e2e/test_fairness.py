@@ -216,7 +216,7 @@ async def _flood(clients: Crowd, server: Server, tenants: tuple[str, ...], size:
 
     flooding = [asyncio.create_task(flood(number)) for number in range(num_clients)]
     try:
-        async with deadline(60, "the flood stands"):
+        async with deadline(180, "the flood stands"):
             while len(ended) < num_slots:
                 await asyncio.sleep(0.05)
         yield ended

@@ -18,7 +18,7 @@ from chaos.conftest import scale as scale
 from harness.crowd import Crowd, Outcome, crowd
 from harness.fleet import deadline
 from harness.model import model_path
-from harness.server import KEY, Server, running_server
+from harness.server import KEY, WAIT_S, Server, running_server
 
 pytestmark = pytest.mark.integration
 
@@ -32,41 +32,43 @@ MAX_GROWTH_BYTES = 24 * 1024 * 1024
 
 
 class Operator:
-    """Loads and unloads models over the admin API, and knows when every worker has followed."""
+    """Loads and unloads models over the admin API, and knows when every worker and replica has followed."""
 
     def __init__(self, server: Server, client: httpx.AsyncClient) -> None:
         self._server = server
         self._client = client
 
-    async def call(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
-        url = f"{self._server.url}/v1/admin/{path}"
+    async def call(self, method: str, path: str, body: Any = None, *, replica: int = 0) -> dict[str, Any]:
+        url = f"{self._server.urls[replica]}/v1/{path}"
         response = await self._client.request(method, url, json=body, headers={"authorization": f"Bearer {KEY}"})
         assert response.status_code == 200, response.text
         return dict(response.json())
 
     async def load(self, model: str, **fields: Any) -> None:
-        await self.call("POST", "models", {"id": model, **fields})
+        await self.call("POST", "admin/models", {"id": model, **fields})
         await self._until(lambda states: model in states and all(states[model]), f"{model} on every worker")
+        await self._until_heard(lambda models: model in models, f"replicas hear of {model}")
 
     async def unload(self, model: str) -> None:
-        await self.call("DELETE", f"models/{model}")
+        await self.call("DELETE", f"admin/models/{model}")
         await self._until(lambda states: model not in states, f"{model} is gone")
+        await self._until_heard(lambda models: model not in models, f"replicas hear that {model} is gone")
 
     async def idle(self) -> None:
         """Return once nothing runs; no page is held then."""
 
         async def pages() -> int:
-            caches = (await self.call("GET", "cache"))["workers"]
+            caches = (await self.call("GET", "admin/cache"))["workers"]
             return sum(cache["num_pages_used"] for cache in caches)
 
-        async with deadline(60, "every page is given back"):
+        async with deadline(WAIT_S, "every page is given back"):
             while await pages():
                 await asyncio.sleep(0.1)
 
     async def _until(self, condition: Callable[[dict[str, list[bool]]], bool], what: str) -> None:
-        async with deadline(60, what):
+        async with deadline(WAIT_S, what):
             while True:
-                data = (await self.call("GET", "models"))["data"]
+                data = (await self.call("GET", "admin/models"))["data"]
                 states = {
                     model["id"]: [each["current"] and each["state"] == "ready" for each in model["workers"]]
                     for model in data
@@ -77,10 +79,20 @@ class Operator:
                         return
                 await asyncio.sleep(0.05)
 
+    async def _until_heard(self, condition: Callable[[set[str]], bool], what: str) -> None:
+        """Every replica accepts what it knows of itself."""
+        async with deadline(WAIT_S, what):
+            for replica in range(len(self._server.urls)):
+                while True:
+                    data = (await self.call("GET", "models", replica=replica))["data"]
+                    if condition({model["id"] for model in data}):
+                        break
+                    await asyncio.sleep(0.05)
+
 
 @asynccontextmanager
 async def operating(server: Server) -> AsyncIterator[Operator]:
-    async with httpx.AsyncClient(timeout=20) as client:
+    async with httpx.AsyncClient(timeout=60) as client:
         yield Operator(server, client)
 
 
@@ -122,7 +134,7 @@ async def _churn(server: Server, operator: Operator, clients: Crowd, rounds: ran
             names[2] = None
             await _until_accepted(clients, model)
             if number % 2:
-                await operator.call("PUT", "models/default", {"id": None})
+                await operator.call("PUT", "admin/models/default", {"id": None})
             await operator.unload(model)
     finally:
         stop.set()
@@ -147,14 +159,14 @@ async def _stream(
 
 async def _until_streaming(clients: Crowd, model: str) -> None:
     """Return once that model streams to clients."""
-    async with deadline(60, f"streams of {model}"):
+    async with deadline(WAIT_S, f"streams of {model}"):
         while not any(outcome.first_s for outcome in clients.outcomes if outcome.prompt.startswith(model)):
             await asyncio.sleep(0.02)
 
 
 async def _until_accepted(clients: Crowd, model: str) -> None:
     """Return once every request that names the model was accepted: one that comes after it has gone is a 404."""
-    async with deadline(60, f"requests for {model} are accepted"):
+    async with deadline(WAIT_S, f"requests for {model} are accepted"):
         while not all(outcome.status for outcome in clients.outcomes if outcome.prompt.startswith(model)):
             await asyncio.sleep(0.02)
 

@@ -25,7 +25,7 @@ class Publisher(Wire):
         await self.client.publish(lane, data, headers={"Nats-Msg-Id": f"{ME}.{request}"})
         frames: list[dict[str, Any]] = []
         while not frames or not ("usage" in frames[-1] or "error" in frames[-1]):
-            frames.append(json.loads((await replies.next_msg(timeout=30)).data))
+            frames.append(json.loads((await replies.next_msg(timeout=60)).data))
         await replies.unsubscribe()
         return frames
 
@@ -85,10 +85,10 @@ async def test_cancel_ends_a_running_request(publisher: Publisher) -> None:
     replies = await publisher.client.subscribe(f"inferflux.reply.{ME}.long-1")
     body = {"type": "completion", "id": "long-1", "prompt": "Once", "max_tokens": 1500, "ignore_eos": True}
     await publisher.client.publish(LANE, json.dumps(body).encode())
-    await replies.next_msg(timeout=30)
+    await replies.next_msg(timeout=60)
     await publisher.client.publish(f"inferflux.cancel.{ME}.long-1", b"")
     while True:
-        frame = json.loads((await replies.next_msg(timeout=30)).data)
+        frame = json.loads((await replies.next_msg(timeout=60)).data)
         if "error" in frame:
             break
     assert frame["error"]["code"] == "cancelled"

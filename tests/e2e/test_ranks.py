@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import httpx
 import psutil
@@ -50,8 +50,17 @@ def ask(server: Server, prompt: str) -> str:
 
 
 def second_rank(server: Server) -> psutil.Process:
-    (found,) = (child for child in server.children() if "inferflux.workers.follow" in child.cmdline())
-    return found
+    """The follower of the worker that serves now."""
+    found: list[psutil.Process] = []
+
+    def one() -> bool:
+        with suppress(psutil.NoSuchProcess):
+            found[:] = [child for child in server.children() if "inferflux.workers.follow" in child.cmdline()]
+            return len(found) == 1
+        return False
+
+    server.wait_until("there is one follower", one)
+    return found[0]
 
 
 def test_a_killed_rank_costs_no_request_and_no_token(server: Server) -> None:
@@ -65,6 +74,7 @@ def test_a_killed_rank_costs_no_request_and_no_token(server: Server) -> None:
         for stream in streams:
             stream.read()
     assert [stream.text for stream in streams] == before
+    server.wait_ready(1)
     assert second_rank(server).pid != victim.pid
     assert "a rank died" in server.log_text()
 
@@ -73,5 +83,5 @@ def test_ranks_end_with_their_worker(server: Server) -> None:
     follower = second_rank(server)
     (pid,) = server.worker_pids()
     os.kill(pid, signal.SIGKILL)
-    follower.wait(30)
+    follower.wait(60)
     server.wait_until("another worker is there", lambda: server.worker_pids() not in ([], [pid]))

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from harness.fleet import stub_text
 from harness.server import KEY, Server, running_server
 
 pytestmark = pytest.mark.integration
@@ -21,6 +22,8 @@ pytestmark = pytest.mark.integration
 AUTH = {"authorization": f"Bearer {KEY}"}
 NUM_STREAMS = 20
 NUM_TOKENS = 160
+LONG = 400
+"""Tokens of an answer that lasts until all others have begun, on a busy machine too."""
 
 
 @pytest.fixture(scope="module")
@@ -96,11 +99,11 @@ class Reader:
 
 async def test_streams_of_a_killed_replica_go_on_at_the_other(server: Server, client: httpx.AsyncClient) -> None:
     readers = [Reader(client, number) for number in range(NUM_STREAMS)]
-    undisturbed = [Reader(client, number) for number in range(NUM_STREAMS)]
-    await asyncio.gather(*(reader.read(server.urls[1]) for reader in undisturbed))
+    for reader in readers:
+        reader.body |= {"max_tokens": LONG}
     pid = server.get("/v1/admin/status").json()["pid"]
     reading = [asyncio.create_task(reader.read_until_cut(server.url)) for reader in readers]
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while min(len(reader.texts) for reader in readers) < 5:
             await asyncio.sleep(0.01)
     os.kill(pid, signal.SIGKILL)
@@ -110,7 +113,10 @@ async def test_streams_of_a_killed_replica_go_on_at_the_other(server: Server, cl
     await asyncio.gather(*(reader.read(server.urls[1]) for reader in readers))
 
     assert all(reader.ended for reader in readers)
-    assert [reader.tokens for reader in readers] == [reader.tokens for reader in undisturbed]
+    for reader in readers:
+        assert "".join(reader.texts) == stub_text(reader.body["prompt"], LONG)
+        # All but the end of the sequence, which was ignored and has no text.
+        assert len(reader.tokens) == LONG - 1
     server.wait_ready(2)
 
 
@@ -143,7 +149,7 @@ async def test_streams_of_a_killed_replica_are_cancelled_when_nobody_comes(
     reader.body |= {"max_tokens": 4000}
     pid = server.get("/v1/admin/status").json()["pid"]
     reading = asyncio.create_task(reader.read_until_cut(server.url))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while len(reader.texts) < 5:
             await asyncio.sleep(0.01)
     os.kill(pid, signal.SIGKILL)
@@ -154,7 +160,7 @@ async def test_streams_of_a_killed_replica_are_cancelled_when_nobody_comes(
         return not any(model.get("num_running") for beat in beats for model in beat["models"])
 
     server.wait_until("it goes on without its replica", lambda: not idle())
-    server.wait_until("the request is cancelled", idle, timeout_s=60)
+    server.wait_until("the request is cancelled", idle, timeout_s=75)
     server.wait_ready(2)
     answer = await client.get(f"{server.urls[1]}/v1/streams/{reader.request}")
     assert "cancelled" in answer.text
@@ -218,4 +224,9 @@ async def test_the_sdk_retries_under_one_key(server: Server) -> None:
 
 
 def num_claims(server: Server, request: str) -> int:
-    return len([line for line in server.log_text().splitlines() if "claimed" in line and request in line])
+    """Of a request that was answered, once the log has its end."""
+    server.wait_until(
+        "its end is told",
+        lambda: any('"request ended"' in line and request in line for line in server.log_text().splitlines()),
+    )
+    return server.num_claims(request)
