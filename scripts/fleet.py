@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NATS = ROOT / "deploy" / "nats"
 NODES = ("nats-1", "nats-2", "nats-3")
 KEY = "dev-key-123"
-START_S = 60.0
+START_S = 180.0
 
 
 class Unavailable(Exception):
@@ -35,16 +35,18 @@ class Unavailable(Exception):
 class LocalFleet:
     """Three nodes, two replicas, nginx, two workers; a process for each, with its log in `folder`."""
 
-    def __init__(self, folder: Path, settings: Sequence[str] = ()) -> None:
+    def __init__(
+        self, folder: Path, settings: Sequence[str] = (), take_ports: Callable[[int], list[int]] | None = None
+    ) -> None:
         nginx = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
         if nginx is None:
             raise Unavailable("nginx is not installed; Debian: apt-get install nginx-light")
         self.folder = folder
         self._nginx = nginx
         self._settings = [part for each in settings or ("model.id=smollm2",) for part in ("--set", each)]
-        ports = free_ports(14)
+        ports = (take_ports or free_ports)(14)
         self._clients, self._routes, self._monitors = ports[:3], ports[3:6], ports[6:9]
-        self.api_ports, self._proxy, self._probes = ports[9:11], ports[11], ports[12:14]
+        self.api_ports, self._proxy, self.probe_ports = ports[9:11], ports[11], ports[12:14]
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     @property
@@ -64,7 +66,7 @@ class LocalFleet:
             self._start_proxy()
             for number in range(2):
                 self.start_worker(number)
-            for port in self._probes:
+            for port in self.probe_ports:
                 self.until_ready(f"http://127.0.0.1:{port}/readyz")
             self.until_ready(f"{self.url}/readyz")
         except BaseException:
@@ -119,7 +121,7 @@ class LocalFleet:
         self._start(f"api-{number + 1}", self._inferctl("api"), self._environ("api") | port)
 
     def start_worker(self, number: int) -> None:
-        port = {"INFERFLUX_WORKER_METRICS_PORT": str(self._probes[number])}
+        port = {"INFERFLUX_WORKER_METRICS_PORT": str(self.probe_ports[number])}
         self._start(f"worker-{number + 1}", self._inferctl("worker"), self._environ("worker") | port)
 
     def _prepare(self) -> None:

@@ -8,35 +8,42 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import httpx
 import pytest
 from harness.checkout import ROOT
+from harness.ports import free_ports
 
 sys.path.insert(0, str(ROOT / "scripts"))
 from fleet import KEY, LocalFleet, Unavailable
 
 pytestmark = [pytest.mark.integration, pytest.mark.cluster, pytest.mark.timeout(600)]
 
+NUM_TOKENS = 60
+STEP_S = 0.09
+"""An answer lasts until all others have begun, on a busy machine too."""
+
 SETTINGS = (
     "registry.path=/dev/null",
     "model.id=stub",
     "model.backend=stub",
     "runtime.scheduler.max_batch_size=8",
-    "runtime.stub.step_s=0.03",
+    f"runtime.stub.step_s={STEP_S}",
     "queue.lease_s=2",
     "streams.resume_grace_s=20",
     "tape.ack_timeout_s=5",
 )
 HEADERS = {"authorization": f"Bearer {KEY}"}
-NUM_TOKENS = 60
+NUM_TRIES = 3
+"""A machine that was busy with something else just then is not so every time."""
 
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalFleet]:
     try:
-        running = LocalFleet(tmp_path_factory.mktemp("fleet"), SETTINGS)
+        running = LocalFleet(tmp_path_factory.mktemp("fleet"), SETTINGS, free_ports)
     except Unavailable as missing:
         pytest.skip(str(missing))
     with running:
@@ -57,7 +64,7 @@ class Reading:
         self.num_resumed = 0
 
     def run(self) -> Reading:
-        deadline_s = time.monotonic() + 60
+        deadline_s = time.monotonic() + 240
         while not self.done and time.monotonic() < deadline_s:
             try:
                 self._read()
@@ -67,7 +74,7 @@ class Reading:
         return self
 
     def _read(self) -> None:
-        timeout = httpx.Timeout(30, connect=5)
+        timeout = httpx.Timeout(60, connect=20)
         if self.id:
             headers = HEADERS | ({"last-event-id": self.last} if self.last else {})
             request: dict[str, Any] = {
@@ -112,8 +119,9 @@ def answers(fleet: LocalFleet, number: int, name: str, during: Callable[[], None
     with ThreadPoolExecutor(number) as pool:
         readings = [Reading(fleet, f"{name} {each}") for each in range(number)]
         futures = [pool.submit(reading.run) for reading in readings]
-        deadline_s = time.monotonic() + 30
-        while any(len(reading.texts) < 5 for reading in readings) and time.monotonic() < deadline_s:
+        deadline_s = time.monotonic() + 120
+        while any(len(reading.texts) < 5 for reading in readings):
+            assert time.monotonic() < deadline_s, [(reading.id, len(reading.texts)) for reading in readings]
             time.sleep(0.02)
         during()
         return [future.result() for future in futures]
@@ -123,32 +131,38 @@ def assert_whole(readings: list[Reading]) -> None:
     """Every stream ended, with every token once."""
     for reading in readings:
         assert reading.done, (reading.id, len(reading.texts))
-    lengths = {len("".join(reading.texts).split()) for reading in readings}
-    # Each word of the stub is a token, but its first, which is longer.
-    assert lengths == {NUM_TOKENS}, lengths
+        # Each word of the stub is a token, but its first, which is longer.
+        assert len("".join(reading.texts).split()) == NUM_TOKENS
 
 
 def test_tokens_come_through_the_proxy_one_by_one(fleet: LocalFleet) -> None:
-    (reading,) = answers(fleet, 1, "alone", lambda: None)
-    assert_whole([reading])
-    gaps = [after - before for before, after in zip(reading.times, reading.times[1:], strict=False)]
-    # Sixty tokens at 30 ms: none of them waited for the others.
-    assert reading.times[-1] - reading.times[0] > 1.0
-    assert sum(gap > 0.01 for gap in gaps) > NUM_TOKENS // 2
+    num_gaps = 0
+    for number in range(NUM_TRIES):
+        reading = Reading(fleet, f"alone {number}").run()
+        assert_whole([reading])
+        gaps = [after - before for before, after in zip(reading.times, reading.times[1:], strict=False)]
+        # None of them waited for the others.
+        assert reading.times[-1] - reading.times[0] > NUM_TOKENS * STEP_S / 2
+        num_gaps = sum(gap > STEP_S / 3 for gap in gaps)
+        if num_gaps > NUM_TOKENS // 2:
+            break
+    assert num_gaps > NUM_TOKENS // 2
 
 
 def test_the_proxy_shows_no_metrics(fleet: LocalFleet) -> None:
-    assert httpx.get(f"{fleet.url}/metrics").status_code == 404
-    assert httpx.get(f"http://127.0.0.1:{fleet.api_ports[0]}/metrics").status_code == 200
+    get = partial(httpx.get, timeout=60)
+    assert get(f"{fleet.url}/metrics").status_code == 404
+    assert get(f"http://127.0.0.1:{fleet.api_ports[0]}/metrics").status_code == 200
     # The operator's page asks for its numbers with a key.
-    assert httpx.get(f"{fleet.url}/v1/admin/metrics").status_code == 401
-    assert "inferflux_workers" in httpx.get(f"{fleet.url}/v1/admin/metrics", headers=HEADERS).text
-    assert httpx.get(f"{fleet.url}/ui").status_code == 200
+    assert get(f"{fleet.url}/v1/admin/metrics").status_code == 401
+    assert "inferflux_workers" in get(f"{fleet.url}/v1/admin/metrics", headers=HEADERS).text
+    assert get(f"{fleet.url}/ui").status_code == 200
 
 
 def test_every_stream_outlives_a_worker(fleet: LocalFleet) -> None:
     assert_whole(answers(fleet, 8, "worker", lambda: fleet.kill("worker-1")))
     fleet.start_worker(0)
+    fleet.until_ready(f"http://127.0.0.1:{fleet.probe_ports[0]}/readyz")
 
 
 def test_every_stream_outlives_a_replica(fleet: LocalFleet) -> None:

@@ -63,7 +63,7 @@ class Page:
     def text(self, name: str) -> str:
         return str(self.find(name).text)
 
-    def until(self, what: str, condition: Callable[[], Any], timeout_s: float = 20) -> Any:
+    def until(self, what: str, condition: Callable[[], Any], timeout_s: float = 120) -> Any:
         wait = WebDriverWait(
             self.driver, timeout_s, poll_frequency=0.1, ignored_exceptions=[StaleElementReferenceException]
         )
@@ -99,6 +99,7 @@ def driver(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     environ = os.environ | {"TMPDIR": str(tmp_path_factory.mktemp("chromium"))}
     service = webdriver.ChromeService(executable_path=chromedriver, env=environ)
     made = webdriver.Chrome(options=options, service=service)
+    made.set_script_timeout(120)
     yield made
     made.quit()
 
@@ -133,7 +134,7 @@ def test_a_stream_moves_the_numbers(page: Page) -> None:
     Select(page.find("ask-model")).select_by_value("stub")
     page.find("ask-text").send_keys("Tell me about the sea")
     page.find("ask-tokens").clear()
-    page.find("ask-tokens").send_keys("300")
+    page.find("ask-tokens").send_keys("600")
     page.find("ask").find_element(By.CSS_SELECTOR, "button[type=submit]").click()
     page.until("words", lambda: len(page.text("answer")) > 20)
     page.until("a queue", lambda: "acme" in page.text("lanes"))
@@ -237,18 +238,18 @@ def test_everything_is_reached_by_keyboard(page: Page) -> None:
 
 
 def test_the_page_holds_nothing_and_asks_nobody_else(server: Server) -> None:
-    index = httpx.get(f"{server.url}/ui")
+    index = httpx.get(f"{server.url}/ui", timeout=60)
     policy = index.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
     assert "frame-ancestors 'none'" in policy
     assert index.headers["x-content-type-options"] == "nosniff"
     for name in re.findall(r'(?:src|href)="(/ui/[^"]+)"', index.text):
-        assert httpx.get(server.url + name).headers["content-security-policy"] == policy
+        assert httpx.get(server.url + name, timeout=60).headers["content-security-policy"] == policy
     for path in (ROOT / "api" / "ui").iterdir():
         urls = set(re.findall(r"https?://[^\s\"'`]+", path.read_text()))
         assert urls <= {"http://www.w3.org/2000/svg"}, path.name
-    assert httpx.get(f"{server.url}/ui/nothing.js").status_code == 404
+    assert httpx.get(f"{server.url}/ui/nothing.js", timeout=60).status_code == 404
 
 
 def tile_text(page: Page, name: str) -> str:
