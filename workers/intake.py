@@ -25,8 +25,10 @@ from .host import ModelHost
 log = get_logger("worker.intake")
 
 RETRY_S = 0.5
-# Long enough for a bell to reach the worker that holds a prompt's beginning and for its pull; short beside a prefill.
 AFFINITY_WAIT_S = 0.005
+"""Long enough for the worker that holds a prompt's beginning to hear of it and pull it; short beside a prefill."""
+
+MAX_AFFINITY_WAIT_S = 0.1
 MAX_PREFIXES = 128
 RECOUNT_S = 0.1
 
@@ -207,9 +209,14 @@ class Intake:
         prefix = bell.headers.get(HEADER_PREFIX)
         now_s = time.monotonic()
         if prefix is not None and prefix not in self._prefixes and self.fair.cached_elsewhere(prefix, now_s):
-            asyncio.get_running_loop().call_later(AFFINITY_WAIT_S, self._rang, bell.lane)
+            asyncio.get_running_loop().call_later(self._affinity_wait_s(), self._rang, bell.lane)
         else:
             self._rang(bell.lane)
+
+    def _affinity_wait_s(self) -> float:
+        """While the engine computes, a step as well: what is pulled meanwhile would wait for its end anyway."""
+        step_s = self.host.last_step_s if self.host is not None and any(self._here()) else 0.0
+        return max(AFFINITY_WAIT_S, min(MAX_AFFINITY_WAIT_S, step_s))
 
     def _rang(self, lane: Lane) -> None:
         self._num_bells[lane] += 1
