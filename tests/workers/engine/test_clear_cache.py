@@ -12,10 +12,12 @@ from harness.streams import StreamsBackend, answer
 from inferflux.config.settings import PagedKVSettings, RuntimeSettings, SchedulerSettings, StubSettings
 from inferflux.workers.backends.backend import Backend
 from inferflux.workers.backends.stub import StubBackend
+from inferflux.workers.engine.breakeven import BreakEven
 from inferflux.workers.engine.engine import Engine
 from inferflux.workers.engine.job import Job
 
 TWO_SLOTS = SchedulerSettings(max_batch_size=2)
+TIMEOUT_S = 30.0
 PROMPT = tuple(number % 200 for number in range(100))
 
 
@@ -71,9 +73,15 @@ def test_what_runs_goes_on_and_is_not_shared(served: Served) -> None:
     assert len(served.recorder.wait("long").tokens) == 300
 
 
-def test_saved_prefixes_are_deleted_and_those_of_another_epoch_not_found(tmp_path: Path) -> None:
+def test_saved_prefixes_are_deleted_and_those_of_another_epoch_not_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Reading beats computing, however long a busy machine keeps whoever reads.
+    monkeypatch.setattr(BreakEven, "prefers_reading", lambda *_: True)
+    monkeypatch.setattr(BreakEven, "patience_s", lambda *_: TIMEOUT_S)
+
     def start() -> Served:
-        return Served(StreamsBackend(TWO_SLOTS, prefill_token_s=0.0005), PagedKVSettings(nvme_path=str(tmp_path)))
+        return Served(StreamsBackend(TWO_SLOTS), PagedKVSettings(nvme_path=str(tmp_path)))
 
     def files() -> list[Path]:
         return list(tmp_path.glob("*/*.kv"))
@@ -96,6 +104,6 @@ def test_saved_prefixes_are_deleted_and_those_of_another_epoch_not_found(tmp_pat
     third.engine.clear_cache(2, files=True)
     third.engine.check_integrity()
     assert third.engine._offload is not None
-    assert third.engine._offload.flush(10)
+    assert third.engine._offload.flush(TIMEOUT_S)
     assert files() == []
     third.engine.close()

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 from harness import asked as harness
 from harness.asked import COUNT
-from harness.engine import Choice
+from harness.engine import TIMEOUT_S, Choice
 from harness.model import model_path
 
 from inferflux.broker.subjects import ServiceClass
 from inferflux.config.settings import LlamaCppSettings, PagedKVSettings, RuntimeSettings, SchedulerSettings
 from inferflux.workers.backends.backend import SamplingParams
+from inferflux.workers.engine.breakeven import BreakEven
 
 pytestmark = [pytest.mark.model, pytest.mark.usefixtures("integrity")]
 
@@ -76,8 +77,10 @@ def open_asked(root: Path) -> Asked:
     return Asked(root)
 
 
-def test_restored_from_the_disk_or_still_in_memory(asked: Asked) -> None:
+def test_restored_from_the_disk_or_still_in_memory(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
     """What lay on the disk is bit for bit what lay in memory, so these two are always alike."""
+    monkeypatch.setattr(BreakEven, "prefers_reading", lambda *_: True)
+    monkeypatch.setattr(BreakEven, "patience_s", lambda *_: TIMEOUT_S)
     for number in range(len(QUESTIONS)):
         restored = asked.ask(number, f"alone{number}")
         assert restored.updates[0].num_cached > 64
