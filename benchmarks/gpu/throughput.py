@@ -105,8 +105,8 @@ def agreement(path: Path, settings: RuntimeSettings) -> float:
             rows.append(values.float().cpu())
             return original(values, chunks)
 
-        original = backend._sampler.sample
-        setattr(backend._sampler, "sample", keep)  # noqa: B010 - a method is replaced on purpose
+        original = backend._sampler.draw
+        setattr(backend._sampler, "draw", keep)  # noqa: B010 - a method is replaced on purpose
         whole = Chunk(slot=0, start=0, tokens=tokens, block_table=range(8), sampling=GREEDY, history=tokens)
         backend.run([whole])
         backend.run([Chunk(slot=0, start=96, tokens=[5], block_table=range(8), sampling=GREEDY, history=[*tokens, 5])])

@@ -14,6 +14,7 @@ from inferflux.workers.engine.engine import Engine
 from inferflux.workers.engine.job import Job, Update
 from inferflux.workers.engine.scheduler import Scheduler
 
+from .deferred import Deferring
 from .engine import TIMEOUT_S, Recorder
 
 GREEDY = SamplingParams(temperature=0.0)
@@ -42,9 +43,12 @@ class Trace:
                 )
                 self._acts.setdefault(step, []).append(lambda engine, bounds=bounds: engine.configure(bounds))  # type: ignore[misc]
 
-    def act(self, step: int, engine: Engine) -> None:
-        for act in self._acts.pop(step, ()):
+    def act(self, step: int, engine: Engine) -> int:
+        """Returns how much happened."""
+        acts = self._acts.pop(step, [])
+        for act in acts:
             act(engine)
+        return len(acts)
 
     @property
     def is_over(self) -> bool:
@@ -84,6 +88,7 @@ class TracedEngine(Engine):
         self.num_endings: Counter[tuple[str, int]] = Counter()
         self.problems: list[str] = []
         self.num_turns = 0
+        self.num_acts_in_flight = 0
         self._trace = trace
         self._rest = threading.Event()
         super().__init__(backend, settings, paged_kv, self._record)
@@ -104,8 +109,17 @@ class TracedEngine(Engine):
             scheduler.check_integrity(self._backend.num_computed)
         except AssertionError as error:
             self.problems.append(f"turn {self.num_turns}: {error}")
-        if self._trace.is_over and not (scheduler.running or scheduler.waiting):
+        if self._trace.is_over and not (scheduler.running or scheduler.waiting or self._inbox):
             self._rest.set()
+
+    def act_during_steps(self, device: Deferring) -> None:
+        """Of every four turns' acts, one's come when the step before is launched and one's when it is waited for."""
+
+        def at(moment: int) -> None:
+            if self.num_turns % 4 == moment:
+                self.num_acts_in_flight += self._trace.act(self.num_turns, self)
+
+        device.on_launch, device.on_result = lambda: at(1), lambda: at(2)
 
     def play(self) -> None:
         """Until every request has ended or was cancelled. Fails when anything is left or was inconsistent."""

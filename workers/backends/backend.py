@@ -147,6 +147,26 @@ class Backend(Protocol):
     def close(self) -> None: ...
 
 
+class Launched(Protocol):
+    """A batch that is being computed."""
+
+    def result(self) -> list[Sample]:
+        """Wait for it: one sample for each chunk, in order. Raises what the device failed with."""
+
+
+@runtime_checkable
+class Launcher(Protocol):
+    """What a backend offers besides, when a device of its own may compute while the host does something else."""
+
+    @property
+    def defers(self) -> bool:
+        """Whether `launch` returns before the batch is computed; known once the backend has started."""
+
+    def launch(self, batch: Sequence[Chunk]) -> Launched:
+        """Queue a batch. Until `result` has returned or raised, nothing else is asked of the backend, and what the
+        chunks refer to stays as it is."""
+
+
 @runtime_checkable
 class PageStore(Protocol):
     """What a backend with shared pages offers besides, when their content can be kept outside of it."""

@@ -14,13 +14,14 @@ from inferflux.broker.wire import Failure, failure
 from inferflux.config.logs import get_logger
 from inferflux.config.settings import FairnessSettings, PagedKVSettings, SchedulerSettings
 
-from ..backends.backend import Backend, Capacity, PageStore, Sample
+from ..backends.backend import Backend, Capacity, PageStore
 from .class_share import ClassShare
 from .inbox import CacheEpoch, Drop, Inbox, Message
 from .job import EngineStats, Job, Update
 from .offload import Offload, OffloadStats
 from .plan import Plan
 from .restorer import Restorer
+from .runner import Runner
 from .scheduler import Scheduler
 from .sequence import Sequence
 from .transcript import Transcript
@@ -36,8 +37,9 @@ FAIRNESS = FairnessSettings()
 class Engine:
     """Continuous batching over one backend.
 
-    `on_updates` is called on the engine's thread, once a step, with everything that the step gave. Every submitted
-    job ends in exactly one update with a finish reason or an error, unless it is cancelled: then nothing more comes.
+    `on_updates` is called on the engine's thread, once a step, with everything that the step gave; when a device
+    computes while the host is free, as soon as the next step is launched. Every submitted job ends in exactly one
+    update with a finish reason or an error, unless it is cancelled: then nothing more comes.
     `fairness` says how much of this engine batch sequences keep when higher classes want their slots.
     """
 
@@ -50,6 +52,7 @@ class Engine:
         fairness: FairnessSettings = FAIRNESS,
     ) -> None:
         self._backend = backend
+        self._runner = Runner(backend)
         self._settings = settings
         self._paged_kv = paged_kv
         self._on_updates = on_updates
@@ -150,7 +153,7 @@ class Engine:
     def _main(self) -> None:
         try:
             try:
-                capacity = self._backend.start()
+                capacity = self._runner.start()
                 self._scheduler = Scheduler(self._settings, capacity)
                 self._open_offload(capacity, self._scheduler)
             except BaseException as error:
@@ -159,6 +162,7 @@ class Engine:
             self._started.set_result(capacity)
             while self._wait(self._scheduler):
                 self._turn(self._scheduler)
+            self._report()
             if self._restorer is not None:
                 self._restorer.close(self._scheduler, CLOSE_S)
         finally:
@@ -209,6 +213,13 @@ class Engine:
                 scheduler.check_integrity(self._backend.num_computed)
         except Exception as error:
             self._reset(scheduler, error)
+            self._report()
+        # A device that is about to be given the next step should not wait for this.
+        if not (self._runner.defers and scheduler.has_work):
+            self._report()
+
+    def _report(self) -> None:
+        """Pass on what is known."""
         if self._updates:
             updates, self._updates = self._updates, []
             try:
@@ -217,6 +228,8 @@ class Engine:
                 log.error("updates were not taken", error=error, num_updates=len(updates))
 
     def _take(self, scheduler: Scheduler, message: Message) -> None:
+        if not isinstance(message, tuple):
+            self._report()  # it was computed before: after a cancel nothing comes
         match message:
             case Drop():
                 for sequence in scheduler.cancel(message.request, message.choice):
@@ -268,7 +281,7 @@ class Engine:
         plan = scheduler.schedule()
         assert plan.batch, "there is work and nothing was scheduled"
         try:
-            samples = self._compute(scheduler, plan)
+            samples = self._runner.run(scheduler, plan, self._restorer, lambda: self._meanwhile(scheduler))
         except Exception as error:
             self._discard(scheduler, plan, error)
             return
@@ -284,24 +297,17 @@ class Engine:
                 scheduler.finish(sequence)
                 del self._transcripts[sequence]
 
-    def _compute(self, scheduler: Scheduler, plan: Plan) -> list[Sample]:
+    def _meanwhile(self, scheduler: Scheduler) -> None:
+        """While a device computes: report the step before, and get to know what has arrived.
+
+        A cancel, and what else could touch the batch, waits in the inbox until the step is over.
+        """
+        self._report()
+        for jobs in self._inbox.take_jobs():
+            self._take(scheduler, jobs)
+        scheduler.look_ahead()
         if self._restorer is not None:
-            self._restorer.save_evicted(scheduler.cache)
-        for placement in plan.placements:
-            if placement.lost and self._restorer is not None:
-                self._restorer.save(placement.slot, placement.lost)
-            if placement.source is None:
-                self._backend.trim(placement.slot, placement.num_tokens)
-            else:
-                self._backend.fork(placement.source, placement.slot, placement.num_tokens)
-        began = time.perf_counter()
-        samples = self._backend.run(plan.batch)
-        took_s = time.perf_counter() - began
-        prompts = [len(chunk.tokens) for chunk in plan.batch if len(chunk.tokens) > 1]
-        scheduler.pace.observe(len(plan.batch) - len(prompts), sum(prompts), took_s)
-        if self._restorer is not None and prompts:
-            self._restorer.computed(sum(len(chunk.tokens) for chunk in plan.batch), took_s)
-        return samples
+            self._restorer.seek(scheduler, time.monotonic())
 
     def _discard(self, scheduler: Scheduler, plan: Plan, error: Exception) -> None:
         """End the sequences of a batch that the backend could not compute; the others go on."""

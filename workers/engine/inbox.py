@@ -71,3 +71,12 @@ class Inbox:
         """All there is, one by one."""
         while self._messages:
             yield self._messages.popleft()
+
+    def take_jobs(self) -> Iterator[tuple[Job, ...]]:
+        """The jobs that come before anything else, one submission after the other."""
+        while self._messages:
+            message = self._messages[0]
+            if not isinstance(message, tuple):
+                return
+            self._messages.popleft()
+            yield message

@@ -33,7 +33,7 @@ class KVCache:
         """
         if sequence.job.embed:
             return []
-        self._name_pages(sequence)
+        self.name_pages(sequence)
         usable = sequence.usable_hashes(self.pool.page_size)
         pages = self.pool.match(usable)
         if len(pages) < len(usable):
@@ -41,6 +41,12 @@ class KVCache:
             if other is not None and other.rank[0] <= sequence.rank[0]:
                 return None
         return pages
+
+    def name_pages(self, sequence: Sequence) -> None:
+        """Hash every full page of its tokens, each once: for a long prompt, most of what looking for a prefix takes."""
+        fingerprint = self._capacity.fingerprint
+        root = root_hash(f"{fingerprint}/{self.epoch}" if self.epoch else fingerprint, sequence.job.salt)
+        sequence.extend_hashes(root, self.pool.page_size)
 
     def place(self, sequence: Sequence, prefix: list[int]) -> Placement | None:
         """Give a sequence a slot and the pages for all its tokens; None when there are too few."""
@@ -106,7 +112,7 @@ class KVCache:
     def seal(self, sequence: Sequence) -> None:
         """Name the pages that have become full, so that others can start from them."""
         assert sequence.slot is not None
-        self._name_pages(sequence)
+        self.name_pages(sequence)
         for index in range(sequence.num_sealed, sequence.num_computed // self.pool.page_size):
             page_hash = sequence.page_hashes[index]
             sequence.block_table[index] = self.pool.seal(sequence.block_table[index], page_hash)
@@ -165,11 +171,6 @@ class KVCache:
         for slot in self.slots.idle:
             num_named = len(self.slots.content(slot)) * self.pool.page_size
             assert num_computed(slot) >= num_named, f"idle slot {slot} has {num_computed(slot)} of {num_named} tokens"
-
-    def _name_pages(self, sequence: Sequence) -> None:
-        fingerprint = self._capacity.fingerprint
-        root = root_hash(f"{fingerprint}/{self.epoch}" if self.epoch else fingerprint, sequence.job.salt)
-        sequence.extend_hashes(root, self.pool.page_size)
 
     def _evict(self, page_hash: bytes) -> None:
         self.slots.forget(page_hash)

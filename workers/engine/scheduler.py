@@ -134,6 +134,12 @@ class Scheduler:
                 return
             self._preempt(self.running[-1])
 
+    def look_ahead(self) -> None:
+        """Prepare for placing those who wait. Changes nothing that a batch being computed depends on."""
+        for sequence in self.waiting:
+            if not (sequence.page_hashes or sequence.job.embed):
+                self.cache.name_pages(sequence)
+
     def candidates(self) -> list[Sequence]:
         """Those who wait and could start now, were it for slots alone."""
         return self.waiting[: max(0, min(self.slots.num_idle, self.max_running - len(self.running)))]

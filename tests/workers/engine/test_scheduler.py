@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Callable
 
 import msgspec
 import pytest
@@ -138,12 +139,15 @@ class Driver:
         for sequence in self.scheduler.cancel(request):
             self.endings[sequence.job.request] += 1
 
-    def step(self) -> Plan:
+    def step(self, meanwhile: Callable[[], object] = lambda: None) -> Plan:
+        """`meanwhile` happens between the choice of a batch and its result."""
         streaming = {sequence for sequence in self.scheduler.running if sequence.num_remaining == 1}
         self.max_running = len(self.scheduler.running)
         plan = self.scheduler.schedule()
         assert bool(plan.batch) == self.scheduler.has_work
         self.check_limits(plan, streaming)
+        meanwhile()
+        self.scheduler.look_ahead()
         for sequence, sample in self.scheduler.commit(plan, self.memory.run(plan)):
             if sample.embedding is not None or len(sequence.tokens) >= self.lengths[sequence]:
                 self.scheduler.finish(sequence)
@@ -229,6 +233,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     def arrive_as_samples_of_one_prompt(self, prompt: list[int], max_tokens: int, count: int) -> None:
         for _ in range(count):
             self.driver.add(prompt, max_tokens)
+
+    @rule(prompt=prompts, max_tokens=st.integers(1, 8), salt=st.sampled_from(("", "tenant")))
+    def arrive_during_a_step(self, prompt: list[int], max_tokens: int, salt: str) -> None:
+        self.driver.step(lambda: self.driver.add(prompt, max_tokens, salt=salt))
 
     @precondition(lambda self: not self.driver.memory.shared)
     @rule(prompt=prompts, salt=st.sampled_from(("", "tenant")), works=st.booleans())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from harness.deferred import DeferredPages, DeferredStreams, Deferring
 from harness.model import model_path
 from harness.streams import StreamsBackend, answer
 from harness.trace import Trace, TracedEngine
@@ -61,6 +62,23 @@ def test_shared_pages_that_are_too_few(seed: int) -> None:
     engine = TracedEngine(trace, open_backend("stub", None, settings), SCHEDULER, paged_kv)
     engine.play()
     assert engine.stats().num_preemptions > 20
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("kind", [DeferredStreams, DeferredPages])
+def test_much_happens_while_a_device_computes(seed: int, kind: type[Deferring], tmp_path: Path) -> None:
+    trace = Trace(seed, 3000)
+    paged_kv = PagedKVSettings(nvme_path=str(tmp_path))
+    device = kind(SCHEDULER, context_length=256, num_pages=24 if kind is DeferredPages else 0)
+    engine = TracedEngine(trace, device, SCHEDULER, paged_kv)
+    engine.act_during_steps(device)
+    engine.play()
+    check_answers(trace, engine)
+    assert engine.num_acts_in_flight > 100
+    stats = engine.stats()
+    assert stats.num_preemptions > 20
+    assert stats.prefix_hits > 1000
+    assert stats.offload.active
 
 
 @pytest.mark.model

@@ -31,7 +31,7 @@ def follow(ranks: Ranks) -> None:
                 opened[number] = TorchBackend(path, settings, group.shard, group)
                 opened[number].start()
             case Run(number, batch):
-                opened[number].run(batch)
+                opened[number].launch(batch)  # rank 0 waits for the result
             case Fork(number, source, target, num_tokens):
                 opened[number].fork(source, target, num_tokens)
             case Trim(number, slot, num_tokens):

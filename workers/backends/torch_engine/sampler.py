@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..backend import Chunk, Logprob, Sample, SamplingParams
+from ..backend import Chunk, SamplingParams
 from ..draw import draw_uniform
+from .drawn import Described, Drawn
+from .transfer import download, upload
 
 BLOCK = 256
 MAX_CANDIDATES = 1024
@@ -19,11 +22,12 @@ class Sampler:
     """Penalties and logit bias, then a draw for each row. Filters see the distribution before the temperature does.
 
     It keeps no state between tokens: a draw depends on logits, history, seed and position alone, so that whoever
-    resumes a sequence draws what the first attempt would have drawn.
+    resumes a sequence draws what the first attempt would have drawn. Nothing here looks at what a GPU has computed,
+    which would make the host wait for it.
     """
 
-    def sample(self, logits: Tensor, chunks: Sequence[Chunk]) -> list[Sample]:
-        """One sample for each row of `logits` (rows, vocabulary), fp32; each chunk has its sampling parameters."""
+    def draw(self, logits: Tensor, chunks: Sequence[Chunk]) -> Drawn:
+        """A token for each row of `logits` (rows, vocabulary), fp32; each chunk has its sampling parameters."""
         params = [chunk.sampling for chunk in chunks if chunk.sampling is not None]
         assert len(params) == len(logits)
         if logits.device.type == "mps":
@@ -32,14 +36,14 @@ class Sampler:
         tokens = _likeliest(adjusted)
         drawing = [row for row, each in enumerate(params) if each.temperature > 0.0]
         if drawing:
-            rows = torch.tensor(drawing, device=logits.device)
+            rows = upload(drawing, torch.int64, logits.device)
             uniforms = [draw_uniform(params[row].seed, len(chunks[row].history)) for row in drawing]
             tokens[rows] = _draw(adjusted[rows], [params[row] for row in drawing], uniforms)
         describing = [row for row, each in enumerate(params) if each.num_logprobs is not None]
-        if not describing:
-            return [Sample(token) for token in tokens.tolist()]
-        described = _describe(logits, tokens, describing, [params[row].num_logprobs or 0 for row in describing])
-        return [described.get(row) or Sample(token) for row, token in enumerate(tokens.tolist())]
+        described = None
+        if describing:
+            described = _describe(logits, tokens, describing, [params[row].num_logprobs or 0 for row in describing])
+        return Drawn(download(tokens), described)
 
 
 def _likeliest(logits: Tensor) -> Tensor:
@@ -51,7 +55,7 @@ def _likeliest(logits: Tensor) -> Tensor:
 
 def _adjust(logits: Tensor, chunks: Sequence[Chunk]) -> Tensor:
     """Presence and frequency count what was generated, as OpenAI defines them; repetition counts the prompt too."""
-    adjusted = logits
+    device, adjusted = logits.device, logits
     for row, chunk in enumerate(chunks):
         params = chunk.sampling
         assert params is not None
@@ -62,33 +66,31 @@ def _adjust(logits: Tensor, chunks: Sequence[Chunk]) -> Tensor:
             adjusted = logits.clone()
         values = adjusted[row]
         if params.repetition_penalty != 1.0:
-            seen = torch.unique(torch.tensor(chunk.history, device=values.device))
+            seen = upload(np.unique(chunk.history), torch.int64, device)
             known = values[seen]
             values[seen] = torch.where(known > 0, known / params.repetition_penalty, known * params.repetition_penalty)
         generated = chunk.history[chunk.num_prompt_tokens :]
         if generated and (params.presence_penalty or params.frequency_penalty):
-            tokens, counts = torch.unique(torch.tensor(generated, device=values.device), return_counts=True)
+            tokens, counts = (upload(each, torch.int64, device) for each in np.unique(generated, return_counts=True))
             values[tokens] -= params.presence_penalty + params.frequency_penalty * counts
         if params.logit_bias:
             biased, biases = zip(*params.logit_bias, strict=True)
-            values[torch.tensor(biased, device=values.device)] += torch.tensor(biases, device=values.device)
+            values[upload(biased, torch.int64, device)] += upload(biases, torch.float32, device)
     return adjusted
 
 
 def _draw(logits: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]) -> Tensor:
-    def column(values: Sequence[float]) -> Tensor:
-        return torch.tensor(values, device=logits.device)[:, None]
-
-    temperatures = column([each.temperature for each in params])
-    draws = torch.tensor(uniforms, dtype=torch.float64, device=logits.device)[:, None]
+    device = logits.device
+    temperatures = upload([each.temperature for each in params], torch.float32, device)[:, None]
+    draws = upload(uniforms, torch.float64, device)[:, None]
     filtered = [row for row, each in enumerate(params) if each.top_k > 0 or each.top_p < 1.0 or each.min_p > 0.0]
     if len(filtered) < len(params):
         weights = torch.softmax(logits / temperatures, dim=1)
         tokens = _pick(weights, draws)
     else:
-        tokens = torch.zeros(len(params), dtype=torch.int64, device=logits.device)
+        tokens = torch.zeros(len(params), dtype=torch.int64, device=device)
     if filtered:
-        rows = torch.tensor(filtered, device=logits.device)
+        rows = upload(filtered, torch.int64, device)
         ids, kept = _filter(logits[rows], [params[row] for row in filtered])
         weights = torch.softmax(kept / temperatures[rows], dim=1)
         tokens[rows] = ids.gather(1, _pick(weights, draws[rows])[:, None])[:, 0]
@@ -114,11 +116,11 @@ def _filter(logits: Tensor, params: Sequence[SamplingParams]) -> tuple[Tensor, T
 def _apply_filters(logits: Tensor, values: Tensor, params: Sequence[SamplingParams]) -> tuple[Tensor, Tensor]:
     """Top-k, then top-p of what is left, then min-p. Also whether nothing beyond `values` could have been kept."""
 
-    def column(numbers: Sequence[float]) -> Tensor:
-        return torch.tensor(numbers, device=logits.device)[:, None]
+    def column(numbers: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:
+        return upload(numbers, dtype, logits.device)[:, None]
 
     vocab_size = logits.shape[1]
-    top_k = column([each.top_k if each.top_k > 0 else vocab_size for each in params])
+    top_k = column([each.top_k if each.top_k > 0 else vocab_size for each in params], torch.int64)
     top_p, min_p = column([each.top_p for each in params]), column([each.min_p for each in params])
     ranks = torch.arange(values.shape[1], device=logits.device)
     within = ranks < top_k
@@ -147,18 +149,10 @@ def _pick(weights: Tensor, uniforms: Tensor) -> Tensor:
     return (number * BLOCK + offset)[:, 0]
 
 
-def _describe(logits: Tensor, tokens: Tensor, rows: Sequence[int], counts: Sequence[int]) -> dict[int, Sample]:
+def _describe(logits: Tensor, tokens: Tensor, rows: Sequence[int], counts: Sequence[int]) -> Described:
     """Log probabilities under the unmodified distribution, of the drawn token and of the likeliest `counts`."""
-    wanted = torch.tensor(rows, device=logits.device)
+    wanted = upload(rows, torch.int64, logits.device)
     logprobs = logits[wanted].log_softmax(1)
-    chosen = logprobs.gather(1, tokens[wanted][:, None])[:, 0].tolist()
+    chosen = logprobs.gather(1, tokens[wanted][:, None])[:, 0]
     values, ids = logprobs.topk(max(*counts, 1), dim=1)
-    drawn = tokens[wanted].tolist()
-    listed = [
-        tuple(Logprob(token, value) for token, value in zip(some_ids[:count], some[:count], strict=True))
-        for some_ids, some, count in zip(ids.tolist(), values.tolist(), counts, strict=True)
-    ]
-    return {
-        row: Sample(token, Logprob(token, value), top)
-        for row, token, value, top in zip(rows, drawn, chosen, listed, strict=True)
-    }
+    return Described(rows, counts, download(chosen), download(ids), download(values))

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ..backend import Chunk
+from .transfer import upload
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,20 +50,14 @@ def make_step(chunks: Sequence[Chunk], page_size: int, device: torch.device) -> 
     cells = tables[rows, positions // page_size].astype(np.int64) * page_size + positions % page_size
     tokens = [token for chunk in chunks for token in chunk.tokens]
     wanted = [chunk.sampling is not None for chunk in chunks]
-
-    def move(values: NDArray[Any], dtype: type[np.integer[Any]] = np.int32) -> Tensor:
-        """A GPU copies while the host goes on; only the drawn tokens are waited for."""
-        tensor = torch.from_numpy(values.astype(dtype, copy=False))
-        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
     return Step(
-        tokens=move(np.array(tokens)),
-        positions=move(positions),
-        cells=move(cells, np.int64),
-        starts=move(np.concatenate(([0], ends))),
-        lengths=move(lengths),
-        block_tables=move(tables),
-        outputs=move((ends - 1)[wanted], np.int64),
+        tokens=upload(np.array(tokens), torch.int32, device),
+        positions=upload(positions, torch.int32, device),
+        cells=upload(cells, torch.int64, device),
+        starts=upload(np.concatenate(([0], ends)), torch.int32, device),
+        lengths=upload(lengths, torch.int32, device),
+        block_tables=upload(tables, torch.int32, device),
+        outputs=upload((ends - 1)[wanted], torch.int64, device),
         max_query=int(counts.max()),
         max_length=int(lengths.max()),
     )

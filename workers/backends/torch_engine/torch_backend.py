@@ -19,6 +19,7 @@ from .checkpoint import open_checkpoint
 from .choosing import choose_operations
 from .decode_graphs import DecodeGraphs
 from .device import available_bytes, choose_device, choose_dtype
+from .drawn import Embedded, LaunchedBatch, Part
 from .exchange import Exchange, NoExchange
 from .kv_pages import KVPages
 from .native_decoder import make_decoder
@@ -27,6 +28,7 @@ from .shard import Shard
 from .sizing import KVSize, size_kv
 from .slots import Slots
 from .step import Step, make_step
+from .transfer import download
 from .weights import WeightReader
 
 log = get_logger("torch")
@@ -105,17 +107,20 @@ class TorchBackend:
             kv_bytes=self._pages.num_bytes,
         )
 
+    @property
+    def defers(self) -> bool:
+        """On CUDA a step is queued; elsewhere it is computed before `launch` returns."""
+        return self._device.type == "cuda"
+
     @torch.inference_mode()
-    def run(self, batch: Sequence[Chunk]) -> list[Sample]:
-        samples = [Sample()] * len(batch)
+    def launch(self, batch: Sequence[Chunk]) -> LaunchedBatch:
         generating = [index for index, chunk in enumerate(batch) if not chunk.embed]
-        if generating:
-            for index, sample in zip(generating, self._generate([batch[each] for each in generating]), strict=True):
-                samples[index] = sample
-        for index, chunk in enumerate(batch):
-            if chunk.embed:
-                samples[index] = self._embed(chunk)
-        return samples
+        parts = self._generate(batch, generating) if generating else []
+        parts += [Part([index], self._embed(chunk)) for index, chunk in enumerate(batch) if chunk.embed]
+        return LaunchedBatch(len(batch), parts, self._device)
+
+    def run(self, batch: Sequence[Chunk]) -> list[Sample]:
+        return self.launch(batch).result()
 
     def fork(self, source: int, target: int, num_tokens: int) -> None:
         self._slots.give(target, self._slots.content(source, num_tokens), num_tokens)
@@ -181,33 +186,34 @@ class TorchBackend:
         )
         logits = self._decoder.logits(hidden[: self._num_slots])
         if not self._shard.rank:
-            self._sampler.sample(logits, [replace(chunk, sampling=REHEARSED)] * len(logits))
+            self._sampler.draw(logits, [replace(chunk, sampling=REHEARSED)] * len(logits))
 
-    def _generate(self, chunks: Sequence[Chunk]) -> list[Sample]:
-        """One sample for each chunk. A batch that a GPU has no memory for is computed in two."""
+    def _generate(self, batch: Sequence[Chunk], indices: Sequence[int]) -> list[Part]:
+        """Tokens of these chunks. A batch that a GPU has no memory for, which shows while it is queued, is computed in
+        two."""
         try:
-            return self._generate_at_once(chunks)
+            return self._generate_at_once(batch, indices)
         except torch.OutOfMemoryError:
             # Ranks could not agree on it: each runs out at a time of its own.
-            if len(chunks) == 1 or self._shard.world_size > 1:
+            if len(indices) == 1 or self._shard.world_size > 1:
                 raise
-        log.warning("out of memory: the batch is split", num_sequences=len(chunks))
+        log.warning("out of memory: the batch is split", num_sequences=len(indices))
         torch.cuda.empty_cache()
-        half = len(chunks) // 2
-        return [*self._generate(chunks[:half]), *self._generate(chunks[half:])]
+        half = len(indices) // 2
+        return [*self._generate(batch, indices[:half]), *self._generate(batch, indices[half:])]
 
-    def _generate_at_once(self, chunks: Sequence[Chunk]) -> list[Sample]:
+    def _generate_at_once(self, batch: Sequence[Chunk], indices: Sequence[int]) -> list[Part]:
+        chunks = [batch[index] for index in indices]
         for chunk in chunks:
             self._slots.enter(chunk.slot, chunk.block_table, chunk.start + len(chunk.tokens))
         step = make_step(chunks, self._pages.page_size, self._device)
         logits = None if self._graphs is None else self._graphs.run(step)
         if logits is None:
             logits = self._compute(step)
-        drawing = [chunk for chunk in chunks if chunk.sampling is not None]
+        drawing = [index for index in indices if batch[index].sampling is not None]
         if not drawing or self._shard.rank:
-            return [Sample()] * len(chunks)  # rank 0 draws
-        drawn = iter(self._sampler.sample(logits, drawing))
-        return [Sample() if chunk.sampling is None else next(drawn) for chunk in chunks]
+            return []  # rank 0 draws
+        return [Part(drawing, self._sampler.draw(logits, [batch[index] for index in drawing]))]
 
     def _compute(self, step: Step) -> Tensor:
         """Logits of the rows that are wanted; none where nothing is."""
@@ -216,8 +222,8 @@ class TorchBackend:
             return hidden[:0]
         return self._decoder.logits(hidden[step.outputs])
 
-    def _embed(self, chunk: Chunk) -> Sample:
-        """Mean of the last states, of unit length. The prompt is computed in pages of its own, which go afterwards."""
+    def _embed(self, chunk: Chunk) -> Embedded:
+        """Sum of the last states. The prompt is computed in pages of its own, which go afterwards."""
         page_size = self._pages.page_size
         num_pages = -(-len(chunk.tokens) // page_size)
         pages = self._decoder.make_pages(num_pages, page_size)
@@ -226,7 +232,8 @@ class TorchBackend:
             tokens = chunk.tokens[start : start + self._max_batch_tokens]
             part = Chunk(slot=chunk.slot, start=start, tokens=tokens, block_table=range(num_pages))
             hidden = self._decoder.hidden(make_step([part], page_size, self._device), pages)
-            total = total + hidden.cpu().sum(0, dtype=torch.float64)
+            if hidden.device.type == "mps":
+                hidden = hidden.cpu()  # it has no float64
+            total = total + hidden.sum(0, dtype=torch.float64)
         self._slots.trim(chunk.slot, chunk.start + len(chunk.tokens))
-        norm = float(total.norm())
-        return Sample(embedding=tuple((total / norm if norm else total).tolist()))
+        return Embedded(download(total))

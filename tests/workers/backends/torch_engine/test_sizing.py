@@ -11,7 +11,8 @@ from harness.torch_model import random_model
 
 from inferflux.broker.errors import ConfigError
 from inferflux.config.settings import PagedKVSettings, RuntimeSettings, SchedulerSettings, TorchSettings
-from inferflux.workers.backends.backend import Chunk, Sample, SamplingParams
+from inferflux.workers.backends.backend import Chunk, SamplingParams
+from inferflux.workers.backends.torch_engine.drawn import Part
 from inferflux.workers.backends.torch_engine.sizing import KVSize, size_kv
 from inferflux.workers.backends.torch_engine.torch_backend import TorchBackend
 
@@ -65,11 +66,11 @@ def test_a_batch_that_memory_is_too_small_for_is_split(tmp_path: Path, monkeypat
     expected = backend.run(chunks)
     compute, sizes = backend._generate_at_once, []
 
-    def too_much(some: Sequence[Chunk]) -> list[Sample]:
-        sizes.append(len(some))
-        if len(some) > 1:
+    def too_much(batch: Sequence[Chunk], indices: Sequence[int]) -> list[Part]:
+        sizes.append(len(indices))
+        if len(indices) > 1:
             raise torch.OutOfMemoryError("no memory")
-        return compute(some)
+        return compute(batch, indices)
 
     monkeypatch.setattr(backend, "_generate_at_once", too_much)
     assert backend.run(chunks) == expected
