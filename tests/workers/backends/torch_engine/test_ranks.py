@@ -71,14 +71,22 @@ def test_two_ranks_say_what_one_says_until_one_is_killed(tmp_path: Path, leader:
     assert generate(together, 1, 24) == expected
     assert not together.lost
 
-    waits = threading.Thread(target=generate, args=(together, 0, 200), daemon=True)
+    killed = threading.Event()
+
+    def compute() -> None:
+        while not killed.is_set():
+            generate(together, 0, 20)
+        generate(together, 0, 1)
+
+    waits = threading.Thread(target=compute, daemon=True)
     waits.start()
     (follower,) = (each for each in psutil.Process().children() if "inferflux.workers.follow" in each.cmdline())
     follower.kill()
     for thread in threading.enumerate():
         if thread.name == "rank-1":
-            thread.join(30)
+            thread.join(60)
     assert together.lost
+    killed.set()
     waits.join(1)
     assert waits.is_alive(), "what a lost group computed must not be taken for an answer"
 
