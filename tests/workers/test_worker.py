@@ -279,15 +279,15 @@ async def test_a_queued_request_is_cancelled_by_a_hint(slow_fleet: Fleet) -> Non
 
 async def test_a_draining_worker_hands_back_and_another_continues_exactly(slow_fleet: Fleet) -> None:
     first = slow_fleet.start_worker()
-    await slow_fleet.publish("moved", max_tokens=30)
-    await slow_fleet.publish("whole", max_tokens=30)
+    await slow_fleet.publish("moved", max_tokens=60)
+    await slow_fleet.publish("whole", max_tokens=60)
     before = await slow_fleet.frames("moved", at_least=3)
     slow_fleet.start_worker()
     first.stop()
     frames = await slow_fleet.frames("moved")
     assert frames[-1].attempt > before[0].attempt
     assert frames[-1].usage is not None
-    assert frames[-1].usage.completion_tokens == 30
+    assert frames[-1].usage.completion_tokens == 60
     assert [frame.index for frame in frames] == sorted({frame.index for frame in frames})
     assert text(frames) == text(await slow_fleet.frames("whole"))
 
@@ -549,7 +549,7 @@ async def test_a_higher_class_takes_a_batch_slot_and_batch_goes_on_where_it_was(
     fleet.start_worker()
     batch = Lane("stub", ServiceClass.BATCH, "acme")
     for number in range(4):
-        await fleet.publish(f"batch{number}", batch, prompt=f"batch {number}", max_tokens=40, ignore_eos=True)
+        await fleet.publish(f"batch{number}", batch, prompt=f"batch {number}", max_tokens=120, ignore_eos=True)
     for number in range(4):
         await fleet.frames(f"batch{number}", at_least=3)
     await fleet.publish("default", prompt="default", max_tokens=3)
@@ -558,7 +558,7 @@ async def test_a_higher_class_takes_a_batch_slot_and_batch_goes_on_where_it_was(
     assert len(unfinished) == 4
     for number in range(4):
         frames = await fleet.frames(f"batch{number}")
-        assert frames[-1].usage == Usage(prompt_tokens=7, completion_tokens=40)
+        assert frames[-1].usage == Usage(prompt_tokens=7, completion_tokens=120)
         ends = [frame.index + frame.num_tokens for frame in frames if frame.num_tokens]
         assert [frame.index for frame in frames if frame.num_tokens] == [0, *ends[:-1]]
     assert fleet.workers[0][0].hosts[0].stats().num_preemptions == 1
