@@ -177,7 +177,7 @@ class Offload:
             if self._reads:
                 reading, writing = self._reads.popleft(), None
             elif self._writes and not self._closing:
-                reading, writing = None, self._writes.popleft()
+                reading, writing = None, self._writes[0]
             else:
                 return False
         if reading is not None:
@@ -211,6 +211,7 @@ class Offload:
             self._num_writes += 1
             self._write_bytes += len(state)
         with self._changed:
+            self._writes.popleft()  # only now: whoever flushes waits for files that go, too
             if state is not None:
                 self._num_pending_bytes -= len(state)
                 # It may have been removed and stored again meanwhile.
