@@ -37,8 +37,13 @@ class StreamCounters:
         ack = await self._js.publish(subjects.counter(counter), b"", headers)
         if not ack.duplicate:
             return ack.value
-        # Under an id of our own it was a second try, after an answer that was lost.
-        return await self.value(counter) if msg_id is None else None
+        if msg_id is not None:
+            return None
+        # It was a second try, after an answer that was lost. Others may have counted since, and only where the stream
+        # has let go of what was stored then is theirs counted, too.
+        stream = subjects.counter_stream(counter.series)
+        first = await self._js.stored(stream, seq=ack.seq)
+        return await self.value(counter) if first is None else _value(first.data)
 
     async def value(self, counter: Counter) -> int:
         """Read from the stream's leader, and so never stale."""

@@ -17,7 +17,8 @@ from .jetstream_api import ERR_NO_PEERS, ERR_STREAM_EXISTS, ApiError, JetStreamA
 
 NANOS = 1_000_000_000
 DUPLICATE_WINDOW_S = 120
-LIMITS_AGE_S = 2 * 3600
+LIMITS_KEPT = 128
+"""Values of one counter: whoever counts a second time, for its answer was lost, is told the first answer by them."""
 USAGE_AGE_S = 400 * 24 * 3600
 COUNT_WINDOW_S = 600
 MARKER_TTL_S = 10
@@ -113,8 +114,8 @@ def streams(settings: Settings) -> tuple[StreamConfig, ...]:
             storage="memory",
             num_replicas=replicas,
             max_consumers=MAX_CONSUMERS,
-            max_msgs_per_subject=1,
-            max_age=LIMITS_AGE_S * NANOS,
+            max_msgs_per_subject=LIMITS_KEPT,
+            max_age=_count_window(settings),
             duplicate_window=_count_window(settings),
             allow_msg_counter=True,
             allow_direct=True,

@@ -17,7 +17,12 @@ from inferflux.broker.broker import Reply
 from inferflux.broker.credentials import Connection
 from inferflux.broker.errors import BrokerUnavailable, ConfigError
 from inferflux.broker.jetstream import JetStreamBroker
-from inferflux.broker.subjects import Lane, RequestKey, ServiceClass, claim
+from inferflux.broker.link import NoAnswer
+from inferflux.broker.packet import Packet
+from inferflux.broker.subjects import Counter as CountOf
+from inferflux.broker.subjects import Lane, RequestKey, Series, ServiceClass, claim
+from inferflux.broker.subjects import counter as counter_subject
+from inferflux.broker.topology import LIMITS_KEPT
 from inferflux.broker.wire import Claim
 from inferflux.config.settings import Settings
 
@@ -133,6 +138,30 @@ async def test_claim_whose_answer_was_late_is_not_lost(own_nats: NatsServers, mo
         own_nats.thaw()
         seq = await claiming
         assert await worker.last_claim(KEY) == (seq, Claim(worker="w"))
+
+
+@pytest.mark.parametrize(("num_others", "told"), [(LIMITS_KEPT - 1, 1), (LIMITS_KEPT, 1 + LIMITS_KEPT)])
+async def test_a_count_whose_answer_was_lost_is_told_what_it_was(
+    own_nats: NatsServers, monkeypatch: pytest.MonkeyPatch, num_others: int, told: int
+) -> None:
+    counter = CountOf(Series.LIMIT, ("tenant", "acme", "1"))
+    async with own_nats.broker("api", patient(own_nats.settings)) as api, own_nats.broker("worker") as others:
+        request, answers = api._link.request, 0
+
+        async def lossy(subject: str, *rest: Any, **options: Any) -> Packet:
+            nonlocal answers
+            packet = await request(subject, *rest, **options)
+            answers += subject == counter_subject(counter)
+            if answers != 1:
+                return packet
+            answers += 1
+            for _ in range(num_others):
+                await others.count(counter, 1)
+            raise NoAnswer("it was lost")
+
+        monkeypatch.setattr(api._link, "request", lossy)
+        assert await api.count(counter, 1) == told
+        assert await others.counted(counter) == 1 + num_others
 
 
 async def test_publish_gives_up_in_time(own_nats: NatsServers) -> None:

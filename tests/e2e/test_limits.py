@@ -100,7 +100,7 @@ def test_a_hundred_at_once_never_exceed_the_requests(server: Server) -> None:
 
 
 def test_a_worker_killed_under_load_leaves_every_token_counted_once(server: Server) -> None:
-    set_limit(server, "tokens_per_minute=1000000", "tokens_per_month=1000000")
+    set_limit(server, "requests_per_minute=default", "tokens_per_minute=1000000", "tokens_per_month=1000000")
     until_limited(server, "x-ratelimit-limit-tokens", "1000000")
     # What is used up is counted once the answer has been told, and then the prompt goes.
     server.wait_until("all before is counted", lambda: not server.get("/v1/admin/queue").json()["data"])
@@ -128,6 +128,8 @@ def test_a_worker_killed_under_load_leaves_every_token_counted_once(server: Serv
 
 
 def test_a_spent_budget_is_refused_at_once_and_everywhere(server: Server) -> None:
+    set_limit(server, "requests_per_minute=default", "tokens_per_month=1000000")
+    server.wait_until("something is spent", lambda: ask(server, 0).status_code == 200 and _spent(server) > 0)
     set_limit(server, "tokens_per_minute=default", f"tokens_per_month={_spent(server)}")
     for replica in range(2):
         server.wait_until("it holds", lambda replica=replica: ask(server, replica).status_code == 429)
@@ -139,5 +141,6 @@ def test_a_spent_budget_is_refused_at_once_and_everywhere(server: Server) -> Non
 
 
 def _spent(server: Server) -> int:
-    (budget,) = inferctl(server, "usage", "--tenant", TENANT)["budgets"]
-    return int(budget["tokens"])
+    """What the tenant has used up of its month; nobody counts before something is."""
+    budgets = inferctl(server, "usage", "--tenant", TENANT)["budgets"]
+    return sum(int(budget["tokens"]) for budget in budgets)
