@@ -122,6 +122,14 @@ class Delivery(Protocol):
         """Hand the prompt back; it is delivered again after the delay."""
 
 
+class Forwarded(msgspec.Struct, frozen=True):
+    """A prompt that another worker has pulled, and how many prompts of the model that one holds."""
+
+    delivery: Delivery
+    worker: str
+    num_running: int
+
+
 class Bucket(Protocol):
     """One KV bucket. Keys are subject tokens joined by dots."""
 
@@ -278,6 +286,16 @@ class Broker(Protocol):
     async def send_gossip(self, model: str, body: bytes) -> None: ...
 
     async def listen_gossip(self, model: str, on_gossip: Callable[[bytes], None]) -> Subscription: ...
+
+    async def forward(self, delivery: Delivery, to: str, *, worker: str, num_running: int) -> bool:
+        """Offer a prompt that `worker` has pulled to another one, named by its epoch, which holds it from now on if
+        it takes it.
+
+        False when it does not, or is not there. Raises BrokerUnavailable when no answer came: it may have taken it.
+        """
+
+    async def listen_forwards(self, model: str, epoch: str, on_forward: Callable[[Forwarded], bool]) -> Subscription:
+        """Prompts that are offered to one worker process; the callback says whether it takes them."""
 
     async def count(self, counter: Counter, add: int, *, msg_id: str | None = None) -> int | None:
         """Add to a counter, any whole number, and its new value; None when this was counted before under `msg_id`."""

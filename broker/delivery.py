@@ -36,13 +36,13 @@ class AckSubject(msgspec.Struct, frozen=True):
 
 
 class JetStreamDelivery(Delivery):
-    """One prompt in this process's hands."""
+    """One prompt in this process's hands; `packet` is the message as the consumer sent it."""
 
     def __init__(self, link: Link, js: JetStreamApi, lane: Lane, packet: Packet) -> None:
         self._link = link
         self._js = js
         self._lane = lane
-        self._packet = packet
+        self.packet = packet
         self._headers: Mapping[str, str] | None = None
         self._about = AckSubject.parse(packet.reply)
 
@@ -52,12 +52,12 @@ class JetStreamDelivery(Delivery):
 
     @property
     def body(self) -> bytes:
-        return self._packet.data
+        return self.packet.data
 
     @property
     def headers(self) -> Mapping[str, str]:
         if self._headers is None:
-            self._headers = self._packet.headers
+            self._headers = self.packet.headers
         return self._headers
 
     @property
@@ -77,16 +77,16 @@ class JetStreamDelivery(Delivery):
         return self._about.num_pending
 
     async def ack(self) -> None:
-        answer = await self._link.request(self._packet.reply, b"+ACK")
+        answer = await self._link.request(self.packet.reply, b"+ACK")
         if answer.status is not None:
             # The consumer went away while the prompt ran; the prompt itself is still stored.
             await delete_prompt(self._js, self.seq)
 
     async def extend(self) -> None:
-        self._link.send(self._packet.reply, b"+WPI")
+        self._link.send(self.packet.reply, b"+WPI")
 
     async def release(self, delay_s: float = 0.0) -> None:
-        release(self._link, self._packet, delay_s)
+        release(self._link, self.packet, delay_s)
 
 
 def release(link: Link, packet: Packet, delay_s: float = 0.0) -> None:

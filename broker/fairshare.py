@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import Literal
 
 import msgspec
 
@@ -22,7 +21,7 @@ from .line import Line
 from .roster import Roster
 from .subjects import Lane, ServiceClass
 from .window import Window
-from .wire import Gossip, LaneRunning
+from .wire import Gossip, Hardware, LaneRunning
 
 GENERATION_S = 3600.0
 """Far longer than gossip takes to make good what was lost: after two of them totals are no longer told by epoch."""
@@ -59,6 +58,11 @@ class FairShare:
         self._to_lift: set[Lane] = set()
         self._last_at = 0.0
         self._generation_began_s: float | None = None
+
+    @property
+    def origin(self) -> Origin:
+        """The worker process whose order this is."""
+        return self._ledger.origin
 
     def set_weight(self, tenant: str, weight: float) -> None:
         """From now on `weight` times the service of a tenant of weight 1; what was served keeps its old price."""
@@ -116,7 +120,7 @@ class FairShare:
         self,
         now_s: float,
         num_free_slots: int,
-        hardware: Literal["cpu", "gpu"],
+        hardware: Hardware,
         running: Mapping[Lane, int] = MappingProxyType({}),
         prefixes: tuple[str, ...] = (),
     ) -> Gossip:
@@ -189,6 +193,10 @@ class FairShare:
     def cached_elsewhere(self, prefix: str, now_s: float) -> bool:
         """Whether another worker with a free slot has a prompt's beginning in its cache."""
         return self._roster.caches(prefix, now_s)
+
+    def holder(self, prefix: str, hardware: Hardware, now_s: float) -> Origin | None:
+        """Another worker, no slower than this `hardware`, that has a prompt's beginning in its cache."""
+        return self._roster.holder(prefix, hardware, now_s)
 
     def running_elsewhere(self, now_s: float) -> Counter[Lane]:
         """Prompts that the other workers hold: stored in the stream, but not waiting."""

@@ -16,6 +16,7 @@ from .broker import (
     Bucket,
     ChunkStore,
     Delivery,
+    Forwarded,
     LaneLimits,
     Receipt,
     Reply,
@@ -27,8 +28,9 @@ from .bucket import JetStreamBucket
 from .chunks import JetStreamChunks
 from .counters import StreamCounters
 from .credentials import ROLE_ADMIN, ROLE_API, Connection, resolve
-from .delivery import delete_prompt
+from .delivery import JetStreamDelivery, delete_prompt
 from .errors import BrokerError, InferFluxError, QueueFull
+from .forwards import Forwards
 from .frames import FramePublisher
 from .jetstream_api import ERR_INSUFFICIENT_RESOURCES, ERR_STREAM_STORE_FAILED, ApiError, JetStreamApi
 from .lanes import Lanes
@@ -55,6 +57,7 @@ class JetStreamBroker(Broker):
         self._frames = FramePublisher(link, timeout_s=settings.tape.ack_timeout_s)
         self._tape = TapeStream(link, self._js)
         self._counters = StreamCounters(link, self._js)
+        self._forwards = Forwards(link, self._js)
 
     @classmethod
     async def connect(
@@ -228,6 +231,13 @@ class JetStreamBroker(Broker):
 
     async def listen_gossip(self, model: str, on_gossip: Callable[[bytes], None]) -> Subscription:
         return await self._listen(subjects.fair(model), lambda packet: on_gossip(packet.data))
+
+    async def forward(self, delivery: Delivery, to: str, *, worker: str, num_running: int) -> bool:
+        assert isinstance(delivery, JetStreamDelivery), "it was pulled from another broker"
+        return await self._forwards.offer(delivery, to, worker=worker, num_running=num_running)
+
+    async def listen_forwards(self, model: str, epoch: str, on_forward: Callable[[Forwarded], bool]) -> Subscription:
+        return await self._listen(subjects.forward(model, epoch), self._forwards.handler(on_forward))
 
     async def count(self, counter: Counter, add: int, *, msg_id: str | None = None) -> int | None:
         return await self._counters.count(counter, add, msg_id)

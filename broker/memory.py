@@ -7,15 +7,19 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
+import msgspec
+
 from inferflux.config.logs import get_logger
 from inferflux.config.settings import Settings
 
+from . import subjects
 from .broker import (
     Bell,
     Broker,
     Bucket,
     ChunkStore,
     Delivery,
+    Forwarded,
     LaneLimits,
     Receipt,
     Reply,
@@ -25,6 +29,7 @@ from .broker import (
 )
 from .counters import MemoryCounters
 from .errors import BrokerError, BrokerUnavailable
+from .forwards import FORWARD_S
 from .memory_bucket import MemoryBucket
 from .memory_chunks import MemoryChunks, StoredChunks
 from .memory_prompts import Held, MemoryPrompts
@@ -72,45 +77,58 @@ class MemoryHub:
     def listen(self, topic: tuple[str, str], deliver: Callable[[object], None]) -> MemorySubscription:
         return MemorySubscription(self._topics.setdefault(topic, set()), deliver)
 
+    def hears(self, topic: tuple[str, str]) -> bool:
+        """Whether anybody listens."""
+        return bool(self._topics.get(topic))
+
     def tell(self, topic: tuple[str, str], message: object) -> None:
         for subscription in tuple(self._topics.get(topic, ())):
             asyncio.get_running_loop().call_soon(_deliver, subscription, message)
 
 
+class _Offer(msgspec.Struct, frozen=True):
+    """A prompt that is being forwarded; `taken` is the answer."""
+
+    held: Held
+    worker: str
+    num_running: int
+    taken: asyncio.Future[bool]
+
+
 class MemoryDelivery(Delivery):
-    """A prompt held by one memory broker."""
+    """A prompt held by one memory broker, as it was delivered."""
 
     def __init__(self, broker: MemoryBroker, held: Held) -> None:
         self._broker = broker
-        self._held = held
+        self.held = held
 
     @property
     def lane(self) -> Lane:
-        return self._held.lane
+        return self.held.lane
 
     @property
     def body(self) -> bytes:
-        return self._held.body
+        return self.held.body
 
     @property
     def headers(self) -> Mapping[str, str]:
-        return self._held.headers
+        return self.held.headers
 
     @property
     def seq(self) -> int:
-        return self._held.seq
+        return self.held.seq
 
     @property
     def stored_s(self) -> float:
-        return self._held.stored_s
+        return self.held.stored_s
 
     @property
     def num_delivered(self) -> int:
-        return self._held.num_delivered
+        return self.held.num_delivered
 
     @property
     def num_pending(self) -> int:
-        return self._held.num_pending
+        return self.held.num_pending
 
     async def ack(self) -> None:
         self._broker.hub.prompts.drop(self.seq)
@@ -224,6 +242,27 @@ class MemoryBroker(Broker):
 
     async def listen_gossip(self, model: str, on_gossip: Callable[[bytes], None]) -> Subscription:
         return self._listen("gossip", model, bytes, on_gossip)
+
+    async def forward(self, delivery: Delivery, to: str, *, worker: str, num_running: int) -> bool:
+        assert isinstance(delivery, MemoryDelivery), "it was pulled from another broker"
+        topic = ("forward", subjects.forward(delivery.lane.model, to))
+        if not self.hub.hears(topic):
+            return False
+        offer = _Offer(delivery.held, worker, num_running, asyncio.get_running_loop().create_future())
+        self.hub.tell(topic, offer)
+        try:
+            async with asyncio.timeout(FORWARD_S):
+                return await offer.taken
+        except TimeoutError:
+            raise BrokerUnavailable(f"no answer from {to}") from None
+
+    async def listen_forwards(self, model: str, epoch: str, on_forward: Callable[[Forwarded], bool]) -> Subscription:
+        def on_offer(offer: _Offer) -> None:
+            taken = on_forward(Forwarded(MemoryDelivery(self, offer.held), offer.worker, offer.num_running))
+            if not offer.taken.done():
+                offer.taken.set_result(taken)
+
+        return self._listen("forward", subjects.forward(model, epoch), _Offer, on_offer)
 
     async def bucket(self, name: str) -> Bucket:
         return self.hub.buckets[name]

@@ -67,7 +67,8 @@ def api() -> Permissions:
 
 
 def worker() -> Permissions:
-    """Pulls, claims, writes tapes and its own heartbeat; reads the control plane; publishes no prompt."""
+    """Pulls, claims, writes tapes and its own heartbeat; reads the control plane; publishes no prompt, but forwards
+    what it pulled to other workers, and answers them."""
     readable = (BUCKET_REGISTRY, BUCKET_POLICY, BUCKET_TENANTS, BUCKET_WORKERS)
     buckets = [subjects.kv_stream(name) for name in BUCKETS]
     files = subjects.object_stream(OBJECTS_FILES)
@@ -78,6 +79,8 @@ def worker() -> Permissions:
             subjects.BUDGET_ALL,
             subjects.USAGE_ALL,
             subjects.FAIR_ALL,
+            subjects.FORWARD_ALL,
+            f"{subjects.inbox_prefix(ROLE_WORKER)}.>",
             subjects.kv(BUCKET_WORKERS, ">"),
             subjects.kv(BUCKET_DEADLETTERS, ">"),
             subjects.kv(BUCKET_AUDIT, ">"),
@@ -94,6 +97,7 @@ def worker() -> Permissions:
             subjects.BELL_DESTINATION,
             subjects.CANCEL_ALL,
             subjects.FAIR_ALL,
+            subjects.FORWARD_ALL,
         ),
     )
 

@@ -92,6 +92,7 @@ OWNER_API = "a-"
 OWNER_TENANT = "t-"
 
 FAIR_ALL = f"{ROOT}.fair.*"
+FORWARD_ALL = f"{ROOT}.forward.*.*"
 REPLY_ALL = f"{ROOT}.reply.*.*"
 ACK_PROMPTS = f"$JS.ACK.{STREAM_PROMPTS}.>"
 
@@ -275,6 +276,11 @@ def parse_key(subject: str) -> RequestKey:
 
 def fair(model: str) -> str:
     return f"{ROOT}.fair.{encode_token(model)}"
+
+
+def forward(model: str, epoch: str) -> str:
+    """Where one worker process takes prompts of a model that others pulled."""
+    return f"{ROOT}.forward.{encode_token(model)}.{encode_token(epoch)}"
 
 
 def counter(of: Counter) -> str:

@@ -314,6 +314,17 @@ class LostAttempt(Wire, frozen=True, kw_only=True):
     state: Literal["running", "released", "cancelled"] = "running"
 
 
+class Forward(Wire, frozen=True, kw_only=True):
+    """A prompt on its way from the worker that pulled it to another: as it came, and where it is acknowledged."""
+
+    worker: str
+    num_running: int
+    subject: str
+    ack: str
+    headers: bytes
+    body: bytes
+
+
 class DeadLetter(Wire, frozen=True, kw_only=True):
     """Why and when a request was given up, and the message it came as, but for its body: that is kept beside it.
 
@@ -646,6 +657,7 @@ _claim_decoder = msgspec.json.Decoder(Claim)
 _head_decoder = msgspec.json.Decoder(Head)
 _beat_decoder = msgspec.json.Decoder(WorkerBeat)
 _gossip_decoder = msgspec.json.Decoder(Gossip)
+_forward_decoder = msgspec.json.Decoder(Forward)
 _dead_letter_decoder = msgspec.json.Decoder(DeadLetter)
 
 
@@ -692,6 +704,10 @@ def decode_gossip(body: bytes) -> Gossip:
     return _gossip_decoder.decode(body)
 
 
+def decode_forward(body: bytes) -> Forward:
+    return _forward_decoder.decode(body)
+
+
 def decode_dead_letter(body: bytes) -> DeadLetter:
     return _dead_letter_decoder.decode(body)
 
@@ -708,6 +724,7 @@ def json_schema() -> dict[str, Any]:
             Frame,
             WorkerBeat,
             Gossip,
+            Forward,
             DeadLetter,
             Fairness,
             ModelRegistry,

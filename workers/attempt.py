@@ -60,10 +60,20 @@ class Task(msgspec.Struct, frozen=True):
 
 
 class Attempt:
-    """Runs a task to its end. `seq` is the claim's sequence in the tape, and so the attempt's number; 0 before."""
+    """Runs a task to its end. `seq` is the claim's sequence in the tape, and so the attempt's number; 0 before.
+
+    `rival` is a worker that may hold the same delivery: whoever claims first has it.
+    """
 
     def __init__(
-        self, task: Task, host: ModelHost, broker: Broker, settings: Settings, worker: str, control: Control
+        self,
+        task: Task,
+        host: ModelHost,
+        broker: Broker,
+        settings: Settings,
+        worker: str,
+        control: Control,
+        rival: str | None = None,
     ) -> None:
         self.task = task
         self.key = task.key
@@ -78,6 +88,7 @@ class Attempt:
         self._broker = broker
         self._settings = settings
         self._control = control
+        self._rival = rival
         self._prompt = task.prompt
         self._asked: End | None = None
         self._num_charged = 0
@@ -130,6 +141,8 @@ class Attempt:
             if how is None:
                 replay = await self._claim()
                 if replay is None:
+                    if self.outcome == "forwarded":
+                        return False
                     await self.delivery.ack()
                     return self.outcome != "joined"
                 how = await self._generate(replay)
@@ -165,7 +178,7 @@ class Attempt:
             claim.cancel()
 
     async def _claim(self) -> Replay | None:
-        """Become this request's one attempt. None when it has been answered or cancelled already.
+        """Become this request's one attempt. None when it has been answered or cancelled already, or is a rival's.
 
         The tape is read after the claim is ours: from then on no earlier attempt can add a terminal frame.
         """
@@ -182,6 +195,9 @@ class Attempt:
                     log.warning("request id in use", request=self.key.request, owner=self.key.owner)
                     self.outcome = "joined"
                     await self._bill.settle(None)
+                    return None
+                if claim.state == "running" and claim.worker == self._rival:
+                    self.outcome = "forwarded"
                     return None
                 self.num_attempts = claim.num_attempts + (claim.state == "running")
             try:

@@ -50,7 +50,7 @@ class CacheKeeper:
 
     def _enter_epoch(self, mount: Mount, *, files: bool) -> None:
         mount.warm.clear()
-        mount.intake.forget()
+        mount.intake.affinity.forget()
         for host in mount.hosts:
             host.clear_cache(self._orders.cleared.get(mount.model, 0), files=files)
 

@@ -8,16 +8,17 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from inferflux.broker.broker import Bell, Broker, Delivery, LaneLimits, Subscription
+from inferflux.broker.broker import Bell, Broker, LaneLimits, Subscription
 from inferflux.broker.errors import BrokerError
 from inferflux.broker.fairshare import FairShare
-from inferflux.broker.subjects import HEADER_PREFIX, Lane, ServiceClass
+from inferflux.broker.subjects import Lane, ServiceClass
 from inferflux.broker.wire import Gossip, Hardware
 from inferflux.config.logs import get_logger
 from inferflux.config.settings import Settings
 from inferflux.registry.tenants import Tenants
 
 from .advance import Advance
+from .affinity import Accept, Affinity, Room
 from .attempt import Attempt
 from .gossiper import Gossiper
 from .host import ModelHost
@@ -25,11 +26,6 @@ from .host import ModelHost
 log = get_logger("worker.intake")
 
 RETRY_S = 0.5
-AFFINITY_WAIT_S = 0.005
-"""Long enough for the worker that holds a prompt's beginning to hear of it and pull it; short beside a prefill."""
-
-MAX_AFFINITY_WAIT_S = 0.1
-MAX_PREFIXES = 128
 RECOUNT_S = 0.1
 
 
@@ -49,7 +45,7 @@ class Intake:
         settings: Settings,
         *,
         attempts: Callable[[], Iterable[Attempt]],
-        accept: Callable[[Delivery], None],
+        accept: Accept,
     ) -> None:
         self.fair = fair
         self.advance = Advance(fair)
@@ -59,7 +55,7 @@ class Intake:
         self._tenants = tenants
         self._settings = settings
         self._attempts = attempts
-        self._accept = accept
+        self.affinity = Affinity(model, broker, fair, room=self._room, accept=accept)
         self._wake = asyncio.Event()
         self._gossiper = Gossiper(
             model, broker, fair, settings.fairness.gossip_interval_s, tell=self._tell, on_news=self.wake
@@ -71,7 +67,6 @@ class Intake:
         self._rang_s: dict[Lane, float] = {}
         self._doubt = asyncio.Event()
         self._num_stored: Counter[Lane] = Counter()
-        self._prefixes: dict[str, None] = {}
         self._resyncing: asyncio.Task[None] | None = None
 
     @property
@@ -103,17 +98,6 @@ class Intake:
         lanes = self._num_stored.keys() | self._num_bells.keys()
         return any(lane.tenant == tenant and (self._num_stored[lane] or self.fair.num_waiting(lane)) for lane in lanes)
 
-    def remember(self, prefix: str) -> None:
-        """This prompt's beginning is about to be computed here, and then cached."""
-        self._prefixes.pop(prefix, None)
-        self._prefixes[prefix] = None
-        if len(self._prefixes) > MAX_PREFIXES:
-            del self._prefixes[next(iter(self._prefixes))]
-
-    def forget(self) -> None:
-        """No beginning is cached here any more."""
-        self._prefixes.clear()
-
     def ended(self, lane: Lane) -> None:
         """A prompt of this lane is off our hands: a lane that ran as much as it may can go on."""
         if self.fair.num_waiting(lane) == 0 and self._num_stored[lane] > 1:
@@ -124,6 +108,7 @@ class Intake:
         """Begin to listen and to gossip; a newcomer must know what was served before it may choose."""
         self._bells = await self._broker.listen_bells(self.model, self._on_bell)
         await self._gossiper.start()
+        await self.affinity.join()
         self._resyncing = asyncio.create_task(self._resync_forever(), name="resync")
 
     async def run(self) -> None:
@@ -142,6 +127,7 @@ class Intake:
         await self._gossiper.close()
         if self._bells is not None:
             with contextlib.suppress(BrokerError):
+                await self.affinity.leave()
                 await self._bells.close()
 
     def _start_pulls(self) -> None:
@@ -187,7 +173,7 @@ class Intake:
                 self._doubt.set()
             self.fair.set_backlog(lane, max(num_rung, delivery.num_pending if delivery else 0), time.monotonic())
             if delivery is not None:
-                self._accept(delivery)
+                await self.affinity.place(delivery)
         finally:
             task = asyncio.current_task()
             assert task is not None
@@ -206,17 +192,24 @@ class Intake:
         return host.capacity.hardware == "cpu" and self.fair.free_gpu_slots(time.monotonic()) > 0
 
     def _on_bell(self, bell: Bell) -> None:
-        prefix = bell.headers.get(HEADER_PREFIX)
-        now_s = time.monotonic()
-        if prefix is not None and prefix not in self._prefixes and self.fair.cached_elsewhere(prefix, now_s):
-            asyncio.get_running_loop().call_later(self._affinity_wait_s(), self._rang, bell.lane)
+        wait_s = self.affinity.wait_s(bell)
+        if wait_s:
+            asyncio.get_running_loop().call_later(wait_s, self._rang, bell.lane)
         else:
             self._rang(bell.lane)
 
-    def _affinity_wait_s(self) -> float:
-        """While the engine computes, a step as well: what is pulled meanwhile would wait for its end anyway."""
-        step_s = self.host.last_step_s if self.host is not None and any(self._here()) else 0.0
-        return max(AFFINITY_WAIT_S, min(MAX_AFFINITY_WAIT_S, step_s))
+    def _room(self) -> Room | None:
+        host = self.host
+        if host is None or not self._pulling or self._hangs:
+            return None
+        return Room(
+            num_slots=host.num_slots,
+            num_free=self.num_free_slots,
+            num_waiting=host.stats().num_waiting,
+            num_running=sum(self.running.values()),
+            hardware=host.capacity.hardware,
+            step_s=host.last_step_s if any(self._here()) else 0.0,
+        )
 
     def _rang(self, lane: Lane) -> None:
         self._num_bells[lane] += 1
@@ -267,7 +260,7 @@ class Intake:
 
     def _tell(self, now_s: float) -> Gossip:
         hardware: Hardware = "cpu" if self.host is None else self.host.capacity.hardware
-        return self.fair.gossip(now_s, self.num_free_slots, hardware, self.running, tuple(self._prefixes))
+        return self.fair.gossip(now_s, self.num_free_slots, hardware, self.running, self.affinity.prefixes)
 
     @property
     def _hangs(self) -> bool:

@@ -148,7 +148,7 @@ class Worker:
             await asyncio.gather(*(mount.leave() for mount in self.mounts.values()))
             await asyncio.gather(*(mount.close() for mount in mounts))
 
-    def _accept(self, delivery: Delivery) -> None:
+    def _accept(self, delivery: Delivery, rival: str | None) -> None:
         mount = self.mounts[delivery.lane.model]
         assert mount.host is not None, "a prompt was pulled for an engine that is not there"
         task = self._reader.read(delivery)
@@ -162,8 +162,8 @@ class Worker:
                 self._spawn(delivery.ack())
             return
         if task.prompt is not None and (prefix := prefix_digest(task.prompt, task.salt)) is not None:
-            mount.intake.remember(prefix)
-        attempt = Attempt(task, mount.host, self._broker, self._settings, self.id, self._control)
+            mount.intake.affinity.remember(prefix)
+        attempt = Attempt(task, mount.host, self._broker, self._settings, self.id, self._control, rival)
         self._attempts[task.key] = attempt
         self._spawn(self._run(attempt))
 

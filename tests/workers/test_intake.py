@@ -50,7 +50,7 @@ class Scene:
             Tenants.from_settings(SETTINGS),
             SETTINGS,
             attempts=lambda: (),
-            accept=lambda _: None,
+            accept=lambda *_: None,
         )
 
     async def join(self) -> None:
@@ -143,7 +143,7 @@ async def test_a_lane_that_ought_to_have_something_is_counted_again_at_once() ->
         Tenants.from_settings(settings),
         settings,
         attempts=lambda: (),
-        accept=pulled.put_nowait,
+        accept=lambda delivery, _: pulled.put_nowait(delivery),
     )
     engine: Any = SimpleNamespace(
         num_slots=1,

@@ -45,7 +45,7 @@ from inferflux.registry.deadletters import DeadLetters
 from inferflux.registry.fairness import FairnessStore
 from inferflux.registry.store import PolicyStore
 from inferflux.registry.tenants import Tenants
-from inferflux.workers import intake
+from inferflux.workers import affinity
 from inferflux.workers.backends.backend import Chunk, Sample
 from inferflux.workers.backends.opening import open_backend
 from inferflux.workers.backends.stub import StubBackend
@@ -514,7 +514,7 @@ async def test_the_turns_of_a_conversation_come_back_to_the_worker_that_has_its_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # How long the other leaves a prompt to the one that has its beginning: here as long as a busy machine needs.
-    monkeypatch.setattr(intake, "AFFINITY_WAIT_S", 60.0)
+    monkeypatch.setattr(affinity, "WAIT_S", 60.0)
     queue = msgspec.structs.replace(settings().queue, resync_interval_s=60.0)
     fleet = Fleet(msgspec.structs.replace(settings(), queue=queue))
     await fleet.listen("a-one")
