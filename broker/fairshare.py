@@ -190,13 +190,9 @@ class FairShare:
         """Free slots of the other workers whose gossip is at most three intervals old."""
         return self._roster.free_slots(now_s)
 
-    def cached_elsewhere(self, prefix: str, now_s: float) -> bool:
-        """Whether another worker with a free slot has a prompt's beginning in its cache."""
-        return self._roster.caches(prefix, now_s)
-
-    def holder(self, prefix: str, hardware: Hardware, now_s: float) -> Origin | None:
-        """Another worker, no slower than this `hardware`, that has a prompt's beginning in its cache."""
-        return self._roster.holder(prefix, hardware, now_s)
+    def peers(self, now_s: float) -> list[Gossip]:
+        """What each of the other workers said last, if its gossip is at most three intervals old."""
+        return self._roster.gossips(now_s)
 
     def running_elsewhere(self, now_s: float) -> Counter[Lane]:
         """Prompts that the other workers hold: stored in the stream, but not waiting."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import msgspec
 
 from .ledger import Account, Origin
-from .wire import Gossip, Hardware
+from .wire import Gossip
 
 _SILENT = 3
 _JOINING = 6
@@ -120,21 +120,9 @@ class Roster:
                 held[(lane.service_class, lane.tenant)] += lane.num_running
         return held
 
-    def caches(self, prefix: str, now_s: float) -> bool:
-        """Whether a peer that has room has computed this beginning."""
-        return any(peer.gossip.num_free_slots and prefix in peer.gossip.prefixes for peer in self._alive(now_s))
-
-    def holder(self, prefix: str, hardware: Hardware, now_s: float) -> Origin | None:
-        """The peer with most room of those that have computed this beginning, room or none; a GPU's only by a GPU."""
-        holders = [
-            peer.gossip
-            for peer in self._alive(now_s)
-            if prefix in peer.gossip.prefixes and (hardware == "cpu" or peer.gossip.hardware == hardware)
-        ]
-        if not holders:
-            return None
-        roomiest = max(holders, key=lambda gossip: gossip.num_free_slots)
-        return Origin(roomiest.worker, roomiest.epoch)
+    def gossips(self, now_s: float) -> list[Gossip]:
+        """The newest message of each that is alive."""
+        return [peer.gossip for peer in self._alive(now_s)]
 
     def recent(self, service_class: str, now_s: float) -> float:
         """Weighted tokens that the others served to a class in the last share window."""

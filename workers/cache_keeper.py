@@ -50,7 +50,7 @@ class CacheKeeper:
 
     def _enter_epoch(self, mount: Mount, *, files: bool) -> None:
         mount.warm.clear()
-        mount.intake.affinity.forget()
+        mount.intake.placement.forget()
         for host in mount.hosts:
             host.clear_cache(self._orders.cleared.get(mount.model, 0), files=files)
 

@@ -18,10 +18,10 @@ from inferflux.config.settings import Settings
 from inferflux.registry.tenants import Tenants
 
 from .advance import Advance
-from .affinity import Accept, Affinity, Room
 from .attempt import Attempt
 from .gossiper import Gossiper
 from .host import ModelHost
+from .placement import Accept, Placement, Room
 
 log = get_logger("worker.intake")
 
@@ -55,7 +55,7 @@ class Intake:
         self._tenants = tenants
         self._settings = settings
         self._attempts = attempts
-        self.affinity = Affinity(model, broker, fair, room=self._room, accept=accept)
+        self.placement = Placement(model, broker, fair, room=self._room, accept=accept)
         self._wake = asyncio.Event()
         self._gossiper = Gossiper(
             model, broker, fair, settings.fairness.gossip_interval_s, tell=self._tell, on_news=self.wake
@@ -108,7 +108,7 @@ class Intake:
         """Begin to listen and to gossip; a newcomer must know what was served before it may choose."""
         self._bells = await self._broker.listen_bells(self.model, self._on_bell)
         await self._gossiper.start()
-        await self.affinity.join()
+        await self.placement.join()
         self._resyncing = asyncio.create_task(self._resync_forever(), name="resync")
 
     async def run(self) -> None:
@@ -127,7 +127,7 @@ class Intake:
         await self._gossiper.close()
         if self._bells is not None:
             with contextlib.suppress(BrokerError):
-                await self.affinity.leave()
+                await self.placement.leave()
                 await self._bells.close()
 
     def _start_pulls(self) -> None:
@@ -173,7 +173,7 @@ class Intake:
                 self._doubt.set()
             self.fair.set_backlog(lane, max(num_rung, delivery.num_pending if delivery else 0), time.monotonic())
             if delivery is not None:
-                await self.affinity.place(delivery)
+                await self.placement.place(delivery)
         finally:
             task = asyncio.current_task()
             assert task is not None
@@ -192,7 +192,7 @@ class Intake:
         return host.capacity.hardware == "cpu" and self.fair.free_gpu_slots(time.monotonic()) > 0
 
     def _on_bell(self, bell: Bell) -> None:
-        wait_s = self.affinity.wait_s(bell)
+        wait_s = self.placement.wait_s(bell)
         if wait_s:
             asyncio.get_running_loop().call_later(wait_s, self._rang, bell.lane)
         else:
@@ -260,7 +260,7 @@ class Intake:
 
     def _tell(self, now_s: float) -> Gossip:
         hardware: Hardware = "cpu" if self.host is None else self.host.capacity.hardware
-        return self.fair.gossip(now_s, self.num_free_slots, hardware, self.running, self.affinity.prefixes)
+        return self.fair.gossip(now_s, self.num_free_slots, hardware, self.running, self.placement.prefixes)
 
     @property
     def _hangs(self) -> bool:

@@ -95,7 +95,7 @@ class Mount:
             return False
         last, self.intake.host = self.host, host
         host.on_free = self.intake.wake
-        self.intake.affinity.forget()
+        self.intake.placement.forget()
         self.on_ready(self)
         if self._pulling is None:
             self._pulling = asyncio.create_task(self.intake.run())

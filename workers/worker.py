@@ -162,7 +162,7 @@ class Worker:
                 self._spawn(delivery.ack())
             return
         if task.prompt is not None and (prefix := prefix_digest(task.prompt, task.salt)) is not None:
-            mount.intake.affinity.remember(prefix)
+            mount.intake.placement.remember(prefix)
         attempt = Attempt(task, mount.host, self._broker, self._settings, self.id, self._control, rival)
         self._attempts[task.key] = attempt
         self._spawn(self._run(attempt))

@@ -45,7 +45,7 @@ from inferflux.registry.deadletters import DeadLetters
 from inferflux.registry.fairness import FairnessStore
 from inferflux.registry.store import PolicyStore
 from inferflux.registry.tenants import Tenants
-from inferflux.workers import affinity
+from inferflux.workers import placement
 from inferflux.workers.backends.backend import Chunk, Sample
 from inferflux.workers.backends.opening import open_backend
 from inferflux.workers.backends.stub import StubBackend
@@ -514,7 +514,7 @@ async def test_the_turns_of_a_conversation_come_back_to_the_worker_that_has_its_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # How long the other leaves a prompt to the one that has its beginning: here as long as a busy machine needs.
-    monkeypatch.setattr(affinity, "WAIT_S", 60.0)
+    monkeypatch.setattr(placement, "WAIT_S", 60.0)
     queue = msgspec.structs.replace(settings().queue, resync_interval_s=60.0)
     fleet = Fleet(msgspec.structs.replace(settings(), queue=queue))
     await fleet.listen("a-one")
@@ -538,7 +538,8 @@ async def test_the_turns_of_a_conversation_come_back_to_the_worker_that_has_its_
                 turns += [{"role": "assistant", "content": answer}, {"role": "user", "content": "Go on."}]
                 (other,) = (worker for worker in workers if worker is not home)
                 async with asyncio.timeout(30):
-                    while not other.mounts["stub"].intake.fair.cached_elsewhere(prefix, time.monotonic()):
+                    fair = other.mounts["stub"].intake.fair
+                    while not any(prefix in peer.prefixes for peer in fair.peers(time.monotonic())):
                         await asyncio.sleep(0.01)
     finally:
         await fleet.stop()
