@@ -120,10 +120,11 @@ class Placement:
         # A GPU does not leave its prompts to a CPU.
         peers = [each for each in self._fair.peers(time.monotonic()) if room.hardware in ("cpu", each.hardware)]
         prefix = delivery.headers.get(HEADER_PREFIX)
-        slack = _slack(room) if prefix in self._prefixes else 0
-        holder = None if slack else self._idlest(each for each in peers if prefix in each.prefixes)
+        is_held = prefix in self._prefixes
+        holder = None if is_held else self._idlest(each for each in peers if prefix in each.prefixes)
         if holder is not None and self._load(holder) - room.num_running <= _slack(room):
             return holder
+        slack = _slack(room) if is_held else 0
         idlest = self._idlest(each for each in peers if each.num_free_slots)
         return idlest if idlest is not None and room.num_running - self._load(idlest) > slack else None
 
