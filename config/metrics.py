@@ -251,7 +251,13 @@ class WorkerMetrics:
         self.generation_tokens = Counter("inferflux_generation_tokens", "Tokens generated.", model, registry=registry)
         self.requests = Counter(
             "inferflux_worker_requests",
-            "Attempts that ended at this worker: finished, failed, cancelled, released or lost.",
+            "Attempts that ended at this worker: finished, failed, cancelled, released, lost or forwarded.",
+            ("model", "outcome"),
+            registry=registry,
+        )
+        self.prompts_offered = Counter(
+            "inferflux_worker_prompts_offered",
+            "Pulled prompts that were offered to a worker which suits them better: taken, refused or unanswered.",
             ("model", "outcome"),
             registry=registry,
         )

@@ -33,6 +33,7 @@ PARAMETERS = {
     "number": "Number of the chunk, from 0.",
     "name": "The object's name in URL-safe base64.",
     "key": "Key of the entry.",
+    "epoch": "A run of a worker process, as its gossip names it.",
     "parts": "What is counted, whose, and when.",
 }
 LANE = Lane("{model}", ServiceClass.DEFAULT, "{tenant}")
@@ -83,6 +84,13 @@ def channels() -> dict[str, Channel]:
         "cancel": Channel(plain(subjects.cancel(KEY)), "Please stop.", (EMPTY,), (api, tenant), (worker,)),
         "gossip": Channel(
             plain(subjects.fair("{model}")), "What each worker has served.", ("Gossip",), (worker,), (worker,)
+        ),
+        "forward": Channel(
+            plain(subjects.forward("{model}", "{epoch}")),
+            "A prompt that one worker has pulled and another suits better; the answer is `taken` or `refused`.",
+            ("Forward",),
+            (worker,),
+            (worker,),
         ),
         "chunk": Channel(
             chunk.removesuffix(".0") + ".{number}",

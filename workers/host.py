@@ -168,11 +168,6 @@ class ModelHost:
         """What each class keeps at least, from the next step on."""
         self._engine.set_batch_share(min_share.batch)
 
-    @property
-    def last_step_s(self) -> float:
-        """How long the engine's newest step took."""
-        return self._engine.last_step_s
-
     def stats(self) -> EngineStats:
         return self._engine.stats()
 

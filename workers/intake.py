@@ -208,7 +208,6 @@ class Intake:
             num_waiting=host.stats().num_waiting,
             num_running=sum(self.running.values()),
             hardware=host.capacity.hardware,
-            step_s=host.last_step_s if any(self._here()) else 0.0,
         )
 
     def _rang(self, lane: Lane) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from weakref import WeakKeyDictionary
 
@@ -17,6 +18,7 @@ from .engine.job import EngineStats
 from .engine.offload import OffloadStats
 from .host import ModelHost
 from .mount import Mount
+from .placement import Outcome, Placement
 from .trace import record
 
 LIMIT_CODES = (Code.RATE_LIMIT_EXCEEDED, Code.INSUFFICIENT_QUOTA)
@@ -29,6 +31,7 @@ class Meter:
         self._metrics = metrics
         self._tracer = tracer
         self._before: WeakKeyDictionary[ModelHost, EngineStats] = WeakKeyDictionary()
+        self._offers: WeakKeyDictionary[Placement, Counter[Outcome]] = WeakKeyDictionary()
         self._shown: set[str] = set()
 
     def read(self, mounts: Mapping[str, Mount]) -> None:
@@ -40,6 +43,7 @@ class Meter:
         for model, mount in mounts.items():
             stats = [host.stats() for host in mount.hosts]
             self._set_gauges(model, stats)
+            self._count_offers(model, mount.intake.placement)
             for host, each in zip(mount.hosts, stats, strict=True):
                 self._count(model, each, self._before.get(host, EngineStats()))
                 self._before[host] = each
@@ -77,6 +81,12 @@ class Meter:
         metrics.prompt_tokens.labels(model).inc(stats.prompt_tokens - before.prompt_tokens)
         metrics.generation_tokens.labels(model).inc(stats.generated_tokens - before.generated_tokens)
         self._count_offload(model, stats.offload, before.offload)
+
+    def _count_offers(self, model: str, placement: Placement) -> None:
+        before = self._offers.get(placement, Counter())
+        for outcome, number in placement.num_offered.items():
+            self._metrics.prompts_offered.labels(model, outcome).inc(number - before[outcome])
+        self._offers[placement] = Counter(placement.num_offered)
 
     def _count_offload(self, model: str, stats: OffloadStats, before: OffloadStats) -> None:
         metrics = self._metrics

@@ -19,7 +19,6 @@ log = get_logger("worker.placement")
 WAIT_S = 0.005
 """Long enough for the worker that holds a prompt's beginning to hear of it and pull it; short beside a prefill."""
 
-MAX_WAIT_S = 0.1
 MAX_PREFIXES = 128
 
 Outcome: TypeAlias = Literal["taken", "refused", "unanswered"]
@@ -30,15 +29,13 @@ Accept: TypeAlias = Callable[[Delivery, str | None], None]
 
 
 class Room(NamedTuple):
-    """What a worker has of a model: slots, free ones, sequences that wait for one, prompts that it holds, and how long
-    its newest step took while it computes, else 0."""
+    """What a worker has of a model: slots, free ones, sequences that wait for one, and prompts that it holds."""
 
     num_slots: int
     num_free: int
     num_waiting: int
     num_running: int
     hardware: Hardware
-    step_s: float
 
 
 class Placement:
@@ -88,15 +85,12 @@ class Placement:
             await self._forwards.close()
 
     def wait_s(self, bell: Bell) -> float:
-        """How long a prompt is left to a worker with room that has its beginning. While the engine computes, a step:
-        what is pulled meanwhile would wait for its end anyway."""
+        """How long a prompt is left to a worker with room that has its beginning."""
         prefix = bell.headers.get(HEADER_PREFIX)
         if prefix is None or prefix in self._prefixes:
             return 0.0
-        if not any(peer.num_free_slots and prefix in peer.prefixes for peer in self._fair.peers(time.monotonic())):
-            return 0.0
-        room = self._room()
-        return max(WAIT_S, min(MAX_WAIT_S, room.step_s if room is not None else 0.0))
+        peers = self._fair.peers(time.monotonic())
+        return WAIT_S if any(peer.num_free_slots and prefix in peer.prefixes for peer in peers) else 0.0
 
     async def place(self, delivery: Delivery) -> None:
         """Have a prompt that was pulled accepted, here or elsewhere."""

@@ -33,6 +33,7 @@ FORBIDDEN_TO_PUBLISHERS = [
     subjects.cancel(RequestKey("t-globex", "r")),
     subjects.cancel(RequestKey("a-1", "r")),
     subjects.fair("m"),
+    subjects.forward("m", "e"),
     "inferflux.limit.tokens.acme.1",
     subjects.kv("tenants", "acme"),
     subjects.js_api("STREAM", "INFO", "PROMPTS"),
@@ -48,6 +49,7 @@ FORBIDDEN_TO_READERS = [
     subjects.bell_filter("m"),
     subjects.BELL_SOURCE,
     subjects.TAPE_ALL,
+    subjects.FORWARD_ALL,
     "_INBOX_worker.>",
     "_INBOX.>",
     "$JS.ACK.>",
@@ -69,6 +71,7 @@ FORBIDDEN_TO_WORKERS = [
 ]
 FORBIDDEN_TO_API = [
     subjects.fair("m"),
+    subjects.forward("m", "e"),
     subjects.js_api("STREAM", "DELETE", "PROMPTS"),
     subjects.js_api("STREAM", "CREATE", "X"),
     subjects.js_api("CONSUMER", "CREATE", "PROMPTS", "x", "inferflux.infer.m.default.acme"),

@@ -147,7 +147,6 @@ async def test_a_lane_that_ought_to_have_something_is_counted_again_at_once() ->
     )
     engine: Any = SimpleNamespace(
         num_slots=1,
-        last_step_s=0.0,
         stalled_s=lambda: 0.0,
         capacity=SimpleNamespace(hardware="gpu"),
         stats=lambda: SimpleNamespace(batch_is_owed=True, num_waiting=0),

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 
+from inferflux.broker import memory
 from inferflux.broker.errors import Code, MessageTooLarge
 from inferflux.broker.memory import MemoryBroker, MemoryHub
 from inferflux.broker.prefix import prefix_digest
@@ -541,6 +542,53 @@ async def test_the_turns_of_a_conversation_come_back_to_the_worker_that_has_its_
                     fair = other.mounts["stub"].intake.fair
                     while not any(prefix in peer.prefixes for peer in fair.peers(time.monotonic())):
                         await asyncio.sleep(0.01)
+    finally:
+        await fleet.stop()
+
+
+@pytest.mark.parametrize("answered", [True, False])
+async def test_a_turn_that_the_other_worker_pulls_is_forwarded_and_computed_once(
+    monkeypatch: pytest.MonkeyPatch, answered: bool
+) -> None:
+    queue = msgspec.structs.replace(settings().queue, resync_interval_s=60.0)
+    fleet = Fleet(msgspec.structs.replace(settings(), queue=queue))
+    await fleet.listen("a-one")
+    home, other = (fleet.start_worker() for _ in range(2))
+    opening = Message(role="user", content="Hello!")
+    prefix = prefix_digest(ChatPrompt(id="", messages=(opening,)), "tenant:acme")
+    assert prefix is not None
+    try:
+        async with asyncio.timeout(30):
+            while not all("stub" in worker.mounts and worker.mounts["stub"].intake._bells for worker in (home, other)):
+                await asyncio.sleep(0.01)
+            intake = home.mounts["stub"].intake
+            assert intake._bells is not None
+            await intake._bells.close()
+            intake.placement.remember(prefix)
+            while not any(prefix in peer.prefixes for peer in other.mounts["stub"].intake.fair.peers(time.monotonic())):
+                await asyncio.sleep(0.01)
+        if not answered:
+            monkeypatch.setattr(memory, "FORWARD_S", 0.0)
+        turn = [{"role": "user", "content": "Hello!"}]
+        await fleet.publish("turn", stamped="a-one", type="chat", prompt="", messages=turn)
+        frames = await fleet.frames("turn", "a-one")
+        await fleet.wait_until_empty()
+        assert len({frame.attempt for frame in frames}) == 1
+        assert sum(frame.terminal for frame in frames) == 1
+        Meter(fleet._metrics).read(other.mounts)
+        outcome = "taken" if answered else "unanswered"
+
+        def value(name: str, outcome: str) -> float | None:
+            return fleet.registry.get_sample_value(name, {"model": "stub", "outcome": outcome})
+
+        assert value("inferflux_worker_prompts_offered_total", outcome) == 1
+        async with asyncio.timeout(30):
+            while home.num_attempts + other.num_attempts:
+                await asyncio.sleep(0.01)
+        assert value("inferflux_worker_requests_total", "finished") == 1
+        assert value("inferflux_worker_requests_total", "forwarded") == (None if answered else 1)
+        if answered:
+            assert home.hosts[0].stats().generated_tokens
     finally:
         await fleet.stop()
 
