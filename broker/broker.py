@@ -122,12 +122,20 @@ class Delivery(Protocol):
         """Hand the prompt back; it is delivered again after the delay."""
 
 
+class Offer(msgspec.Struct, frozen=True):
+    """What a worker says of itself with a prompt that it offers: its id, the share of its slots that is taken, and the
+    tokens that the prompt's lane has paid for it."""
+
+    worker: str
+    load: float
+    num_paid: int = 0
+
+
 class Forwarded(msgspec.Struct, frozen=True):
-    """A prompt that another worker has pulled, and how many prompts of the model that one holds."""
+    """A prompt that another worker has pulled and offers."""
 
     delivery: Delivery
-    worker: str
-    num_running: int
+    offer: Offer
 
 
 class Bucket(Protocol):
@@ -287,9 +295,9 @@ class Broker(Protocol):
 
     async def listen_gossip(self, model: str, on_gossip: Callable[[bytes], None]) -> Subscription: ...
 
-    async def forward(self, delivery: Delivery, to: str, *, worker: str, num_running: int) -> bool:
-        """Offer a prompt that `worker` has pulled to another one, named by its epoch, which holds it from now on if
-        it takes it.
+    async def forward(self, delivery: Delivery, to: str, offer: Offer) -> bool:
+        """Offer a prompt that was pulled to another worker, named by its epoch, which holds it from now on if it takes
+        it.
 
         False when it does not, or is not there. Raises BrokerUnavailable when no answer came: it may have taken it.
         """

@@ -123,10 +123,12 @@ class FairShare:
         hardware: Hardware,
         running: Mapping[Lane, int] = MappingProxyType({}),
         prefixes: tuple[str, ...] = (),
+        num_slots: int = 0,
     ) -> Gossip:
         """The next message to the others: send it every interval, also when nothing happened, unless there is nobody.
 
-        `running` is how many prompts of each lane this worker holds; `prefixes` are beginnings that it has cached.
+        `running` is how many prompts of each lane this worker holds; `prefixes` are beginnings that it has cached,
+        `num_slots` is 0 while it takes nothing.
         """
         if self._roster.fell_silent(now_s):
             self._owe_for_gone(now_s)
@@ -140,6 +142,7 @@ class FairShare:
             model=self._model,
             at=self._last_at,
             num_free_slots=num_free_slots,
+            num_slots=num_slots,
             hardware=hardware,
             totals=told.totals,
             lifts=told.lifts,

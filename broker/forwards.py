@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from . import subjects
-from .broker import Forwarded
+from .broker import Forwarded, Offer
 from .delivery import JetStreamDelivery
 from .errors import MessageTooLarge
 from .jetstream_api import JetStreamApi
@@ -29,11 +29,12 @@ class Forwards:
         self._link = link
         self._js = js
 
-    async def offer(self, delivery: JetStreamDelivery, to: str, *, worker: str, num_running: int) -> bool:
+    async def send(self, delivery: JetStreamDelivery, to: str, offer: Offer) -> bool:
         packet = delivery.packet
         message = Forward(
-            worker=worker,
-            num_running=num_running,
+            worker=offer.worker,
+            load=offer.load,
+            num_paid=offer.num_paid,
             subject=packet.subject,
             ack=packet.reply,
             headers=packet.raw_headers,
@@ -53,7 +54,7 @@ class Forwards:
             message = decode_forward(packet.data)
             pulled = Packet(message.subject, message.ack, message.body, message.headers)
             delivery = JetStreamDelivery(self._link, self._js, subjects.parse_lane(message.subject), pulled)
-            taken = on_forward(Forwarded(delivery, message.worker, message.num_running))
+            taken = on_forward(Forwarded(delivery, Offer(message.worker, message.load, message.num_paid)))
             self._link.send(packet.reply, TAKEN if taken else REFUSED)
 
         return on_packet

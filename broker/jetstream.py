@@ -18,6 +18,7 @@ from .broker import (
     Delivery,
     Forwarded,
     LaneLimits,
+    Offer,
     Receipt,
     Reply,
     StoredPrompt,
@@ -232,9 +233,9 @@ class JetStreamBroker(Broker):
     async def listen_gossip(self, model: str, on_gossip: Callable[[bytes], None]) -> Subscription:
         return await self._listen(subjects.fair(model), lambda packet: on_gossip(packet.data))
 
-    async def forward(self, delivery: Delivery, to: str, *, worker: str, num_running: int) -> bool:
+    async def forward(self, delivery: Delivery, to: str, offer: Offer) -> bool:
         assert isinstance(delivery, JetStreamDelivery), "it was pulled from another broker"
-        return await self._forwards.offer(delivery, to, worker=worker, num_running=num_running)
+        return await self._forwards.send(delivery, to, offer)
 
     async def listen_forwards(self, model: str, epoch: str, on_forward: Callable[[Forwarded], bool]) -> Subscription:
         return await self._listen(subjects.forward(model, epoch), self._forwards.handler(on_forward))

@@ -21,6 +21,7 @@ from .broker import (
     Delivery,
     Forwarded,
     LaneLimits,
+    Offer,
     Receipt,
     Reply,
     StoredPrompt,
@@ -86,12 +87,11 @@ class MemoryHub:
             asyncio.get_running_loop().call_soon(_deliver, subscription, message)
 
 
-class _Offer(msgspec.Struct, frozen=True):
+class _Forward(msgspec.Struct, frozen=True):
     """A prompt that is being forwarded; `taken` is the answer."""
 
     held: Held
-    worker: str
-    num_running: int
+    offer: Offer
     taken: asyncio.Future[bool]
 
 
@@ -243,26 +243,26 @@ class MemoryBroker(Broker):
     async def listen_gossip(self, model: str, on_gossip: Callable[[bytes], None]) -> Subscription:
         return self._listen("gossip", model, bytes, on_gossip)
 
-    async def forward(self, delivery: Delivery, to: str, *, worker: str, num_running: int) -> bool:
+    async def forward(self, delivery: Delivery, to: str, offer: Offer) -> bool:
         assert isinstance(delivery, MemoryDelivery), "it was pulled from another broker"
         topic = ("forward", subjects.forward(delivery.lane.model, to))
         if not self.hub.hears(topic):
             return False
-        offer = _Offer(delivery.held, worker, num_running, asyncio.get_running_loop().create_future())
-        self.hub.tell(topic, offer)
+        forward = _Forward(delivery.held, offer, asyncio.get_running_loop().create_future())
+        self.hub.tell(topic, forward)
         try:
             async with asyncio.timeout(FORWARD_S):
-                return await offer.taken
+                return await forward.taken
         except TimeoutError:
             raise BrokerUnavailable(f"no answer from {to}") from None
 
     async def listen_forwards(self, model: str, epoch: str, on_forward: Callable[[Forwarded], bool]) -> Subscription:
-        def on_offer(offer: _Offer) -> None:
-            taken = on_forward(Forwarded(MemoryDelivery(self, offer.held), offer.worker, offer.num_running))
-            if not offer.taken.done():
-                offer.taken.set_result(taken)
+        def answer(forward: _Forward) -> None:
+            taken = on_forward(Forwarded(MemoryDelivery(self, forward.held), forward.offer))
+            if not forward.taken.done():
+                forward.taken.set_result(taken)
 
-        return self._listen("forward", subjects.forward(model, epoch), _Offer, on_offer)
+        return self._listen("forward", subjects.forward(model, epoch), _Forward, answer)
 
     async def bucket(self, name: str) -> Bucket:
         return self.hub.buckets[name]

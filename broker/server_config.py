@@ -34,7 +34,7 @@ def render(
         "jetstream": {
             "store_dir": str(store_dir / "data"),
             "sync_interval": settings.broker.sync_interval,
-            # The tape reserves its limit; watches keep their small consumers in memory beside it.
+            # The tape and the limits' minutes reserve theirs; watches keep small consumers in memory beside them.
             "max_memory_store": settings.tape.max_bytes + MEMORY_MARGIN,
         },
         "accounts": accounts.accounts(logins, allowed),

@@ -17,8 +17,10 @@ from .jetstream_api import ERR_NO_PEERS, ERR_STREAM_EXISTS, ApiError, JetStreamA
 
 NANOS = 1_000_000_000
 DUPLICATE_WINDOW_S = 120
-LIMITS_KEPT = 128
+LIMITS_KEPT = 16
 """Values of one counter: whoever counts a second time, for its answer was lost, is told the first answer by them."""
+LIMITS_BYTES = 32 * 1024 * 1024
+"""Beside the tape in memory; where it does not suffice, the oldest values go, most of which are outdated."""
 USAGE_AGE_S = 400 * 24 * 3600
 COUNT_WINDOW_S = 600
 MARKER_TTL_S = 10
@@ -114,6 +116,7 @@ def streams(settings: Settings) -> tuple[StreamConfig, ...]:
             storage="memory",
             num_replicas=replicas,
             max_consumers=MAX_CONSUMERS,
+            max_bytes=LIMITS_BYTES,
             max_msgs_per_subject=LIMITS_KEPT,
             max_age=_count_window(settings),
             duplicate_window=_count_window(settings),

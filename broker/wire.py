@@ -282,7 +282,7 @@ class Gossip(Wire, frozen=True, kw_only=True):
 
     `at` grows with every message of an epoch. `totals` are the sender's own of this `generation`, those that changed
     and a few others; `chapters` are its own of earlier ones and those of epochs that are gone, `base` is what everybody
-    served in generations that are not kept apart any more;
+    served in generations that are not kept apart any more; without `num_slots` the sender takes no forwarded prompts;
     `running` is all it holds; `prefixes` are digests of prompt beginnings that its cache should hold; `recent` is
     what it served to each class in the last share window. `asks`, when set, is since when the sender has been asking
     everybody for all they know; `num_owed` counts answers not sent yet.
@@ -293,6 +293,7 @@ class Gossip(Wire, frozen=True, kw_only=True):
     model: str
     at: float
     num_free_slots: int = 0
+    num_slots: int = 0
     hardware: Literal["cpu", "gpu"] = "cpu"
     totals: tuple[ServedTotal, ...] = ()
     lifts: tuple[Lift, ...] = ()
@@ -315,10 +316,14 @@ class LostAttempt(Wire, frozen=True, kw_only=True):
 
 
 class Forward(Wire, frozen=True, kw_only=True):
-    """A prompt on its way from the worker that pulled it to another: as it came, and where it is acknowledged."""
+    """A prompt on its way from the worker that pulled it to another: as it came, and where it is acknowledged.
+
+    `load` is the share of the sender's slots that is taken, `num_paid` what the prompt's lane has paid for it there.
+    """
 
     worker: str
-    num_running: int
+    load: float
+    num_paid: int
     subject: str
     ack: str
     headers: bytes

@@ -14,7 +14,8 @@ SMOOTHING = 8
 class Advance:
     """Without it, slots that come free at once would all go to one tenant, whose prompts cost nothing yet.
 
-    What was charged too early pays for the lane's next prompts: in the end a lane has paid for what was computed.
+    What was charged too early pays for the lane's next prompts, or goes along with a prompt that another worker takes:
+    in the end a lane has paid for what was computed.
     """
 
     def __init__(self, fair: FairShare) -> None:
@@ -28,6 +29,16 @@ class Advance:
         if missing > 0:
             self._paid[lane] += missing
             self._fair.charge(lane, num_input=missing, now_s=now_s)
+
+    def take(self, lane: Lane) -> int:
+        """Take back what was paid for one prompt, to pay for it elsewhere or, by `put`, here after all."""
+        num_paid = min(self._paid[lane], round(self._typical.get(lane, 1.0)))
+        self._paid[lane] -= num_paid
+        return num_paid
+
+    def put(self, lane: Lane, num_paid: int) -> None:
+        """What was paid for a prompt that is computed here, maybe by another worker."""
+        self._paid[lane] += num_paid
 
     def charge(self, lane: Lane, num_input: int, num_output: int, now_s: float) -> None:
         """Charge what was computed, less what was paid for it."""

@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from inferflux.broker.broker import Bell, Broker, LaneLimits, Subscription
+from inferflux.broker.broker import Bell, Broker, Delivery, LaneLimits, Subscription
 from inferflux.broker.errors import BrokerError
 from inferflux.broker.fairshare import FairShare
 from inferflux.broker.subjects import Lane, ServiceClass
@@ -55,7 +55,8 @@ class Intake:
         self._tenants = tenants
         self._settings = settings
         self._attempts = attempts
-        self.placement = Placement(model, broker, fair, room=self._room, accept=accept)
+        self._accept = accept
+        self.placement = Placement(model, broker, fair, self.advance, room=self._room, accept=accept)
         self._wake = asyncio.Event()
         self._gossiper = Gossiper(
             model, broker, fair, settings.fairness.gossip_interval_s, tell=self._tell, on_news=self.wake
@@ -63,6 +64,7 @@ class Intake:
         self._bells: Subscription | None = None
         self._pulling = True
         self._pulls: dict[asyncio.Task[None], Lane] = {}
+        self._placing: dict[asyncio.Task[None], Lane] = {}
         self._num_bells: Counter[Lane] = Counter()
         self._rang_s: dict[Lane, float] = {}
         self._doubt = asyncio.Event()
@@ -71,8 +73,8 @@ class Intake:
 
     @property
     def num_free_slots(self) -> int:
-        """Sequences that could start now; none while there is no engine, or it hangs."""
-        if self.host is None or self._hangs:
+        """Sequences that could start now; none while there is no engine, it hangs, or nothing is pulled any more."""
+        if self.host is None or not self._pulling or self._hangs:
             return 0
         return max(0, self.host.num_slots - sum(attempt.num_slots for attempt in self._here()))
 
@@ -95,6 +97,8 @@ class Intake:
 
     def awaits(self, tenant: str) -> bool:
         """Whether a prompt of this tenant may be waiting, as far as this worker knows."""
+        if any(lane.tenant == tenant for lane in (*self._pulls.values(), *self._placing.values())):
+            return True
         lanes = self._num_stored.keys() | self._num_bells.keys()
         return any(lane.tenant == tenant and (self._num_stored[lane] or self.fair.num_waiting(lane)) for lane in lanes)
 
@@ -117,7 +121,7 @@ class Intake:
             self._wake.clear()
             self._start_pulls()
             await self._wake.wait()
-        await asyncio.gather(*self._pulls, return_exceptions=True)
+        await asyncio.gather(*self._pulls, *self._placing, return_exceptions=True)
 
     async def leave(self) -> None:
         """Listen and gossip no more."""
@@ -138,7 +142,7 @@ class Intake:
         if self.host is None or not self.fair.ready(time.monotonic()) or self._leaves_to_gpu(self.host):
             return
         while self._pulling:
-            above_batch = self.num_free_slots <= len(self._pulls)
+            above_batch = self.num_free_slots <= len(self._pulls) + len(self._placing)
             if above_batch and not self._may_preempt(self.host):
                 return
             under_way = Counter(self._pulls.values())
@@ -155,10 +159,31 @@ class Intake:
         if host.stats().batch_is_owed:
             return False
         above = [each.num_slots for each in self._here() if each.delivery.lane.service_class is not ServiceClass.BATCH]
-        num_left = host.num_slots - sum(above) - len(self._pulls)
+        num_left = host.num_slots - sum(above) - len(self._pulls) - len(self._placing)
         return num_left > 0 and not self.fair.free_slots_elsewhere(time.monotonic())
 
     async def _pull(self, lane: Lane) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        try:
+            delivery = await self._ask(lane)
+        finally:
+            del self._pulls[task]
+            self._wake.set()
+        if delivery is None:
+            return
+        if any(attempt.delivery.seq == delivery.seq for attempt in self._mine()):
+            # Its lease ran out here.
+            self._accept(delivery, None)
+            return
+        self._placing[task] = lane
+        try:
+            await self.placement.place(delivery)
+        finally:
+            del self._placing[task]
+            self._wake.set()
+
+    async def _ask(self, lane: Lane) -> Delivery | None:
         bells = self._num_bells[lane]
         limits = self._tenants.tenant(lane.tenant).lane_limits(self._settings.queue)
         try:
@@ -166,19 +191,13 @@ class Intake:
         except BrokerError as error:
             log.warning("pull failed", model=lane.model, tenant=lane.tenant, reason=str(error))
             await asyncio.sleep(RETRY_S)
-        else:
-            # A bell that rang meanwhile may be for a prompt that this answer does not know of.
-            num_rung = self._num_bells[lane] - bells
-            if delivery is None and self._doubts(lane, limits):
-                self._doubt.set()
-            self.fair.set_backlog(lane, max(num_rung, delivery.num_pending if delivery else 0), time.monotonic())
-            if delivery is not None:
-                await self.placement.place(delivery)
-        finally:
-            task = asyncio.current_task()
-            assert task is not None
-            del self._pulls[task]
-            self._wake.set()
+            return None
+        # A bell that rang meanwhile may be for a prompt that this answer does not know of.
+        num_rung = self._num_bells[lane] - bells
+        if delivery is None and self._doubts(lane, limits):
+            self._doubt.set()
+        self.fair.set_backlog(lane, max(num_rung, delivery.num_pending if delivery else 0), time.monotonic())
+        return delivery
 
     def _doubts(self, lane: Lane, limits: LaneLimits) -> bool:
         """Whether a pull should have found something: more is known to wait than is being pulled, and the lane may run
@@ -204,9 +223,8 @@ class Intake:
             return None
         return Room(
             num_slots=host.num_slots,
-            num_free=self.num_free_slots,
+            num_used=host.num_slots - self.num_free_slots,
             num_waiting=host.stats().num_waiting,
-            num_running=sum(self.running.values()),
             hardware=host.capacity.hardware,
         )
 
@@ -259,7 +277,8 @@ class Intake:
 
     def _tell(self, now_s: float) -> Gossip:
         hardware: Hardware = "cpu" if self.host is None else self.host.capacity.hardware
-        return self.fair.gossip(now_s, self.num_free_slots, hardware, self.running, self.placement.prefixes)
+        num_slots = 0 if self.host is None or not self._pulling else self.host.num_slots
+        return self.fair.gossip(now_s, self.num_free_slots, hardware, self.running, self.placement.prefixes, num_slots)
 
     @property
     def _hangs(self) -> bool:

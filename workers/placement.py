@@ -7,19 +7,26 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple, TypeAlias
 
-from inferflux.broker.broker import Bell, Broker, Delivery, Forwarded, Subscription
-from inferflux.broker.errors import BrokerError
+from inferflux.broker.broker import Bell, Broker, Delivery, Forwarded, Offer, Subscription
+from inferflux.broker.errors import BrokerError, BrokerUnavailable
 from inferflux.broker.fairshare import FairShare
 from inferflux.broker.subjects import HEADER_PREFIX
 from inferflux.broker.wire import Gossip, Hardware
 from inferflux.config.logs import get_logger
+
+from .advance import Advance
 
 log = get_logger("worker.placement")
 
 WAIT_S = 0.005
 """Long enough for the worker that holds a prompt's beginning to hear of it and pull it; short beside a prefill."""
 
+SLACK = 0.5
+"""How much more of its slots a worker may have in use than another for the sake of what its cache holds."""
+
 MAX_PREFIXES = 128
+MAX_FORWARD_BYTES = 256 * 1024
+PROHIBITED_S = 60.0
 
 Outcome: TypeAlias = Literal["taken", "refused", "unanswered"]
 """What became of a prompt that was offered."""
@@ -29,13 +36,21 @@ Accept: TypeAlias = Callable[[Delivery, str | None], None]
 
 
 class Room(NamedTuple):
-    """What a worker has of a model: slots, free ones, sequences that wait for one, and prompts that it holds."""
+    """What a worker has of a model: slots, those in use, sequences that wait for one, and what it computes on."""
 
     num_slots: int
-    num_free: int
+    num_used: int
     num_waiting: int
-    num_running: int
     hardware: Hardware
+
+    @property
+    def num_free(self) -> int:
+        return max(0, self.num_slots - self.num_used)
+
+    @property
+    def load(self) -> float:
+        """Share of the slots in use."""
+        return self.num_used / self.num_slots
 
 
 class Placement:
@@ -48,16 +63,25 @@ class Placement:
     """
 
     def __init__(
-        self, model: str, broker: Broker, fair: FairShare, *, room: Callable[[], Room | None], accept: Accept
+        self,
+        model: str,
+        broker: Broker,
+        fair: FairShare,
+        advance: Advance,
+        *,
+        room: Callable[[], Room | None],
+        accept: Accept,
     ) -> None:
         self._model = model
         self._broker = broker
         self._fair = fair
+        self._advance = advance
         self._room = room
         self._accept = accept
         self._prefixes: dict[str, None] = {}
         self._beliefs: dict[str, tuple[float, int]] = {}
         self._forwards: Subscription | None = None
+        self._prohibited_until_s = 0.0
         self.num_offered: Counter[Outcome] = Counter()
 
     @property
@@ -95,70 +119,87 @@ class Placement:
     async def place(self, delivery: Delivery) -> None:
         """Have a prompt that was pulled accepted, here or elsewhere."""
         room = self._room()
-        peer = None if room is None else self._better(delivery, room)
+        peer = None if room is None else self._better(delivery, room, time.monotonic())
         if room is None or peer is None:
             self._accept(delivery, None)
             return
-        self._believe(peer, self._load(peer) + 1)
-        outcome = await self._offer(delivery, peer, room.num_running)
+        num_paid = self._advance.take(delivery.lane)
+        outcome = await self._offer(delivery, peer, Offer(self._fair.origin.worker, room.load, num_paid))
         self.num_offered[outcome] += 1
         if outcome != "taken":
-            self._believe(peer, max(self._load(peer) - 1, room.num_running))
+            self._advance.put(delivery.lane, num_paid)
             self._accept(delivery, peer.worker if outcome == "unanswered" else None)
 
-    def _better(self, delivery: Delivery, room: Room) -> Gossip | None:
+    def _better(self, delivery: Delivery, room: Room, now_s: float) -> Gossip | None:
         """Who should rather compute a prompt that was pulled here, as far as gossip tells; None for this worker."""
         # Only what nobody has begun is passed on: then a claim shows which of two workers runs it.
-        if delivery.num_delivered > 1:
+        if delivery.num_delivered > 1 or len(delivery.body) > MAX_FORWARD_BYTES or now_s < self._prohibited_until_s:
             return None
         # A GPU does not leave its prompts to a CPU.
-        peers = [each for each in self._fair.peers(time.monotonic()) if room.hardware in ("cpu", each.hardware)]
+        peers = [
+            peer
+            for peer in self._fair.peers(now_s)
+            if peer.num_slots and self._num_free(peer) and room.hardware in ("cpu", peer.hardware)
+        ]
+        idlest = self._idlest(peers)
+        if idlest is None or not room.num_free:
+            return idlest
         prefix = delivery.headers.get(HEADER_PREFIX)
-        is_held = prefix in self._prefixes
-        holder = None if is_held else self._idlest(each for each in peers if prefix in each.prefixes)
-        if holder is not None and self._load(holder) - room.num_running <= _slack(room):
+        if prefix in self._prefixes:
+            return idlest if room.load - self._load(idlest) > SLACK else None
+        holder = self._idlest(peer for peer in peers if prefix in peer.prefixes)
+        if holder is not None and self._load(holder) - room.load <= SLACK:
             return holder
-        slack = _slack(room) if is_held else 0
-        idlest = self._idlest(each for each in peers if each.num_free_slots)
-        return idlest if idlest is not None and room.num_running - self._load(idlest) > slack else None
+        # With it the other must have no more to do than this worker has without it, and not only just.
+        others = self._load(idlest) + 1 / idlest.num_slots
+        return idlest if (room.num_used - room.num_used // 8) / room.num_slots >= others else None
 
     def _idlest(self, peers: Iterable[Gossip]) -> Gossip | None:
         return min(peers, key=self._load, default=None)
 
-    def _load(self, peer: Gossip) -> int:
-        """Prompts that a worker holds: as it said, or as is known since then."""
-        said_at, num_running = self._beliefs.get(peer.epoch, (0.0, 0))
-        return num_running if said_at == peer.at else sum(each.num_running for each in peer.running)
+    def _load(self, peer: Gossip) -> float:
+        return 1 - self._num_free(peer) / peer.num_slots
 
-    def _believe(self, peer: Gossip, num_running: int) -> None:
+    def _num_free(self, peer: Gossip) -> int:
+        """Free slots, as a worker said or as is known since then."""
+        said_at, num_free = self._beliefs.get(peer.epoch, (0.0, 0))
+        return num_free if said_at == peer.at else peer.num_free_slots
+
+    def _believe(self, peer: Gossip, num_free: int) -> None:
         """Until it says something else."""
         alive = {each.epoch for each in self._fair.peers(time.monotonic())}
         self._beliefs = {epoch: belief for epoch, belief in self._beliefs.items() if epoch in alive}
-        self._beliefs[peer.epoch] = (peer.at, num_running)
+        self._beliefs[peer.epoch] = (peer.at, max(0, num_free))
 
-    async def _offer(self, delivery: Delivery, peer: Gossip, num_running: int) -> Outcome:
+    async def _offer(self, delivery: Delivery, peer: Gossip, offer: Offer) -> Outcome:
+        self._believe(peer, self._num_free(peer) - 1)
         try:
-            taken = await self._broker.forward(
-                delivery, peer.epoch, worker=self._fair.origin.worker, num_running=num_running
-            )
-        except BrokerError as error:
+            if await self._broker.forward(delivery, peer.epoch, offer):
+                return "taken"
+            outcome: Outcome = "refused"
+        except BrokerUnavailable as error:
             log.debug("a forwarded prompt was not answered", to=peer.worker, reason=str(error))
-            return "unanswered"
-        return "taken" if taken else "refused"
+            outcome = "unanswered"
+        except BrokerError as error:
+            log.warning("prompts cannot be forwarded to other workers", reason=str(error))
+            self._prohibited_until_s = time.monotonic() + PROHIBITED_S
+            outcome = "refused"
+        # Not asked again before it has spoken.
+        self._believe(peer, 0)
+        return outcome
 
     def _on_forward(self, forward: Forwarded) -> bool:
         """Take a prompt while there is room: one whose beginning is here unless this worker has much more to do than
-        the other, who then computes it as well; any other if this one has less to do."""
-        room = self._room()
+        the other, who then computes it as well; any other if it leaves this worker with no more to do than the other.
+        """
+        delivery, offer, room = forward.delivery, forward.offer, self._room()
         if room is None or room.num_waiting or not room.num_free:
             return False
-        more = room.num_running - forward.num_running
-        if more >= 0 and (forward.delivery.headers.get(HEADER_PREFIX) not in self._prefixes or more > _slack(room)):
-            return False
-        self._accept(forward.delivery, forward.worker)
-        return True
-
-
-def _slack(room: Room) -> int:
-    """How many prompts more a worker may hold than another for the sake of what its cache holds."""
-    return room.num_slots // 2
+        if delivery.headers.get(HEADER_PREFIX) in self._prefixes:
+            may_take = room.load - offer.load <= SLACK
+        else:
+            may_take = room.load + 1 / room.num_slots <= offer.load
+        if may_take:
+            self._advance.put(delivery.lane, offer.num_paid)
+            self._accept(delivery, offer.worker)
+        return may_take

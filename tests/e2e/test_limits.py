@@ -90,7 +90,10 @@ def test_a_hundred_at_once_never_exceed_the_requests(server: Server) -> None:
         # A busy machine needs most of a minute: the next try gets a whole one.
         time.sleep(60 - time.time() % 60)
     assert 20 <= left < 100
-    assert Counter(answer.status_code for answer in answers) == {200: left, 429: 100 - left}
+    # Never more; fewer where a replica waited over a second for an answer, asked again, and was told a later count.
+    codes = Counter(answer.status_code for answer in answers)
+    assert left - 10 <= codes[200] <= left
+    assert codes == {200: codes[200], 429: 100 - codes[200]}
     refused = [answer for answer in answers if answer.status_code == 429]
     assert {answer.json()["error"]["code"] for answer in refused} == {"rate_limit_exceeded"}
     assert all(1 <= int(answer.headers["retry-after"]) <= 60 for answer in refused)

@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
-from inferflux.broker.broker import Delivery, LaneLimits
+from inferflux.broker.broker import Delivery, LaneLimits, Offer
 from inferflux.broker.fairshare import FairShare
 from inferflux.broker.memory import MemoryBroker, MemoryHub
-from inferflux.broker.subjects import Lane, ServiceClass
+from inferflux.broker.subjects import HEADER_MSG_ID, HEADER_PREFIX, Lane, ServiceClass
 from inferflux.broker.wire import encode
 from inferflux.config.settings import FairnessSettings, QueueSettings, Settings
 from inferflux.registry.tenants import Tenants
+from inferflux.workers import placement
 from inferflux.workers.intake import Intake
 
 LANE = Lane("m", ServiceClass.DEFAULT, "light")
@@ -120,6 +121,16 @@ async def test_a_lane_that_was_emptied_is_empty_after_the_next_count(scene: Scen
     assert scene.fair.num_waiting(LANE) == 0
 
 
+def engine(num_slots: int) -> Any:
+    """As much of a host as pulling asks for."""
+    return SimpleNamespace(
+        num_slots=num_slots,
+        stalled_s=lambda: 0.0,
+        capacity=SimpleNamespace(hardware="gpu"),
+        stats=lambda: SimpleNamespace(batch_is_owed=True, num_waiting=0),
+    )
+
+
 class SlowDisk(MemoryBroker):
     """Says "nothing" to the first pull of a lane that has prompts."""
 
@@ -145,13 +156,7 @@ async def test_a_lane_that_ought_to_have_something_is_counted_again_at_once() ->
         attempts=lambda: (),
         accept=lambda delivery, _: pulled.put_nowait(delivery),
     )
-    engine: Any = SimpleNamespace(
-        num_slots=1,
-        stalled_s=lambda: 0.0,
-        capacity=SimpleNamespace(hardware="gpu"),
-        stats=lambda: SimpleNamespace(batch_is_owed=True, num_waiting=0),
-    )
-    intake.host = engine
+    intake.host = engine(1)
     for number in range(3):
         await broker.publish_prompt(LANE, b"{}", msg_id=str(number))
     await intake.join()
@@ -164,3 +169,57 @@ async def test_a_lane_that_ought_to_have_something_is_counted_again_at_once() ->
         await running
         await intake.leave()
     assert broker.num_pulls >= 2
+
+
+class MutePeer(MemoryBroker):
+    """Offers are answered on a word from the test."""
+
+    def __init__(self) -> None:
+        super().__init__(MemoryHub())
+        self.asked, self.answer = asyncio.Event(), asyncio.Event()
+
+    async def forward(self, delivery: Delivery, to: str, offer: Offer) -> bool:
+        self.asked.set()
+        await self.answer.wait()
+        return True
+
+
+async def test_a_prompt_on_offer_holds_back_no_other_and_is_still_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
+    broker = MutePeer()
+    settings = Settings(fairness=FairnessSettings(gossip_interval_s=0.01))
+    fair = FairShare("m", "w0", "e", settings.fairness)
+    holder = FairShare("m", "w1", "f", settings.fairness)
+    gossip = holder.gossip(0.0, 4, "gpu", prefixes=("0123abcd",), num_slots=4)
+    monkeypatch.setattr(fair, "peers", lambda _: [gossip])
+    monkeypatch.setattr(placement, "WAIT_S", 0.0)
+    pulled: asyncio.Queue[Delivery] = asyncio.Queue()
+    intake = Intake(
+        "m",
+        broker,
+        fair,
+        Tenants.from_settings(settings),
+        settings,
+        attempts=lambda: (),
+        accept=lambda delivery, _: pulled.put_nowait(delivery),
+    )
+    intake.host = engine(2)
+    await intake.join()
+    running = asyncio.create_task(intake.run())
+    try:
+        async with asyncio.timeout(30):
+            headers = {HEADER_PREFIX: "0123abcd"}
+            await broker.publish_prompt(LANE, b"{}", msg_id="offered", headers=headers)
+            await broker.asked.wait()
+            assert intake.awaits(LANE.tenant), "its cancel would be lost"
+            await broker.publish_prompt(LANE, b"{}", msg_id="another")
+            assert (await pulled.get()).headers[HEADER_MSG_ID] == "another"
+            broker.answer.set()
+            while intake._placing:
+                await asyncio.sleep(0)
+    finally:
+        broker.answer.set()
+        intake.stop()
+        await running
+        await intake.leave()
+    assert pulled.empty()
+    assert (intake.num_free_slots, intake._tell(0.0).num_slots) == (0, 0), "who leaves has no room"

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
 import pytest
 
-from inferflux.broker.broker import Bell, Delivery, LaneLimits
+from inferflux.broker.broker import Bell, Delivery, LaneLimits, Offer
+from inferflux.broker.errors import BrokerError
 from inferflux.broker.fairshare import FairShare
 from inferflux.broker.memory import MemoryBroker, MemoryHub
 from inferflux.broker.subjects import HEADER_PREFIX, Lane, ServiceClass
 from inferflux.broker.wire import Gossip, Hardware
 from inferflux.config.settings import FairnessSettings
 from inferflux.workers import placement
+from inferflux.workers.advance import Advance
 from inferflux.workers.placement import Placement, Room
 
 LANE = Lane("m", ServiceClass.DEFAULT, "acme")
@@ -30,24 +33,23 @@ class Node:
         self.fair = FairShare("m", name, f"epoch-{name}", SETTINGS)
         self.held: list[tuple[Delivery, str | None]] = []
         self.open = True
-        self.room = Room(num_slots, num_slots, 0, 0, hardware)
-        self.placement = Placement("m", self.broker, self.fair, room=self._room, accept=self._accept)
+        self.advance = Advance(self.fair)
+        self.room = Room(num_slots, 0, 0, hardware)
+        self.placement = Placement("m", self.broker, self.fair, self.advance, room=self._room, accept=self._accept)
 
     @property
     def num_held(self) -> int:
         return len(self.held)
 
     def gossip(self) -> Gossip:
-        room = self._room() or self.room
+        room = self._room()
+        num_slots, num_free = (0, 0) if room is None else (room.num_slots, room.num_free)
         return self.fair.gossip(
-            0.0, room.num_free, room.hardware, {LANE: room.num_running}, prefixes=self.placement.prefixes
+            0.0, num_free, self.room.hardware, prefixes=self.placement.prefixes, num_slots=num_slots
         )
 
     def _room(self) -> Room | None:
-        if not self.open:
-            return None
-        num_running = self.room.num_running + self.num_held
-        return self.room._replace(num_running=num_running, num_free=max(0, self.room.num_slots - num_running))
+        return self.room._replace(num_used=self.room.num_used + self.num_held) if self.open else None
 
     def _accept(self, delivery: Delivery, rival: str | None) -> None:
         self.held.append((delivery, rival))
@@ -128,7 +130,7 @@ async def test_a_beginning_that_many_share_is_computed_twice_before_one_works_an
     scene: Scene, more: int, computed_twice: bool
 ) -> None:
     scene.second.placement.remember(PREFIX)
-    scene.second.room = scene.second.room._replace(num_slots=8, num_running=more)
+    scene.second.room = scene.second.room._replace(num_slots=8, num_used=more)
     scene.gossip()
     await scene.first.placement.place(await scene.pull())
     assert scene.held == ((1, 0) if computed_twice else (0, 1))
@@ -146,23 +148,110 @@ async def test_a_burst_is_shared_while_nobody_has_answered_yet(scene: Scene) -> 
     assert scene.held == (4, 4)
 
 
-async def test_who_is_believed_to_be_idle_and_is_not_refuses(scene: Scene) -> None:
-    scene.second.room = scene.second.room._replace(num_running=3)
+async def test_who_refuses_is_not_asked_again_before_it_has_spoken(scene: Scene) -> None:
+    scene.second.room = scene.second.room._replace(num_used=3)
     for _ in range(3):
         await scene.first.placement.place(await scene.pull(None))
     assert scene.held == (3, 0)
-    assert scene.first.placement.num_offered == {"refused": 2}
+    assert scene.first.placement.num_offered == {"refused": 1}
+    scene.second.room = scene.second.room._replace(num_used=0)
     scene.gossip()
     await scene.first.placement.place(await scene.pull(None))
-    assert scene.first.placement.num_offered == {"refused": 2}, "asked although the answer was known"
+    assert scene.held == (3, 1)
 
 
 async def test_nobody_takes_more_than_it_has_slots(scene: Scene) -> None:
     scene.second.placement.remember(PREFIX)
     scene.gossip()
-    scene.second.room = scene.second.room._replace(num_slots=0)
+    scene.second.room = scene.second.room._replace(num_used=8)
     await scene.first.placement.place(await scene.pull())
     assert scene.held == (1, 0)
+    scene.gossip()
+    await scene.first.placement.place(await scene.pull("another beginning"))
+    assert scene.first.placement.num_offered == {"refused": 1}, "asked although it said that it is full"
+
+
+async def test_who_is_full_keeps_nothing_that_another_could_start(scene: Scene) -> None:
+    scene.first.placement.remember(PREFIX)
+    scene.first.room = scene.first.room._replace(num_used=8)
+    scene.second.room = scene.second.room._replace(num_used=4)
+    scene.gossip()
+    await scene.first.placement.place(await scene.pull())
+    assert scene.held == (0, 1)
+
+
+async def test_load_is_the_share_of_the_slots(scene: Scene) -> None:
+    scene.first.room = scene.first.room._replace(num_slots=64, num_used=3)
+    scene.second.room = scene.second.room._replace(num_slots=4, num_used=2)
+    scene.gossip()
+    await scene.first.placement.place(await scene.pull(None))
+    assert scene.held == (1, 0)
+    await scene.second.placement.place(await scene.pull(None))
+    assert scene.held == (2, 0)
+
+
+async def test_a_large_prompt_stays(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "MAX_FORWARD_BYTES", 1)
+    scene.second.placement.remember(PREFIX)
+    scene.gossip()
+    await scene.first.placement.place(await scene.pull())
+    assert scene.held == (1, 0)
+
+
+async def test_what_was_paid_for_a_prompt_goes_along(scene: Scene) -> None:
+    scene.second.placement.remember(PREFIX)
+    scene.gossip()
+    scene.first.advance.pay(LANE, 2, 0.0)
+    paid = scene.first.fair.counter("acme")
+    await scene.first.placement.place(await scene.pull())
+    scene.second.advance.charge(LANE, 1, 0, 0.0)
+    assert scene.second.fair.counter("acme") == 0, "it was paid for twice"
+    scene.first.advance.pay(LANE, 2, 0.0)
+    assert scene.first.fair.counter("acme") == paid + 1, "the next prompt was not paid for"
+
+
+async def test_a_refused_prompt_stays_paid(scene: Scene) -> None:
+    scene.second.placement.remember(PREFIX)
+    scene.gossip()
+    scene.second.open = False
+    scene.first.advance.pay(LANE, 1, 0.0)
+    paid = scene.first.fair.counter("acme")
+    await scene.first.placement.place(await scene.pull())
+    assert scene.held == (1, 0)
+    scene.first.advance.charge(LANE, 1, 0, 0.0)
+    assert scene.first.fair.counter("acme") == paid
+
+
+class Forbidding(MemoryBroker):
+    """Its NATS user may not forward."""
+
+    num_asked = 0
+
+    async def forward(self, delivery: Delivery, to: str, offer: Offer) -> bool:
+        self.num_asked += 1
+        raise BrokerError("NATS permissions refuse it")
+
+
+async def test_without_the_permission_prompts_stay_and_nobody_is_asked_for_a_while(scene: Scene) -> None:
+    scene.second.placement.remember(PREFIX)
+    scene.gossip()
+    broker = Forbidding(scene.hub)
+    scene.first.placement._broker = broker
+    for _ in range(3):
+        scene.gossip()
+        await scene.first.placement.place(await scene.pull())
+    assert scene.held == (3, 0)
+    assert [rival for _, rival in scene.first.held] == [None] * 3
+    assert broker.num_asked == 1
+
+
+async def test_a_worker_that_does_not_know_of_forwards_is_offered_none(scene: Scene) -> None:
+    scene.second.placement.remember(PREFIX)
+    told = msgspec.structs.replace(scene.second.gossip(), num_slots=0)
+    scene.first.fair.merge(told, asyncio.get_running_loop().time())
+    await scene.first.placement.place(await scene.pull())
+    assert scene.held == (1, 0)
+    assert not scene.first.placement.num_offered
 
 
 async def test_who_leaves_takes_nothing_and_gives_nothing(scene: Scene) -> None:
@@ -178,7 +267,7 @@ async def test_who_leaves_takes_nothing_and_gives_nothing(scene: Scene) -> None:
 
 async def test_a_gpu_leaves_nothing_to_a_cpu() -> None:
     scene = Scene()
-    scene.first.room = scene.first.room._replace(hardware="gpu", num_running=4)
+    scene.first.room = scene.first.room._replace(hardware="gpu", num_used=4)
     scene.second.placement.remember(PREFIX)
     await scene.join()
     await scene.first.placement.place(await scene.pull())
@@ -201,10 +290,10 @@ async def test_a_bell_waits_for_the_holder_only_while_it_has_room(scene: Scene) 
     scene.second.placement.remember(PREFIX)
     scene.gossip()
     assert scene.first.placement.wait_s(bell) == placement.WAIT_S
-    scene.second.room = scene.second.room._replace(num_running=scene.second.room.num_slots)
+    scene.second.room = scene.second.room._replace(num_used=scene.second.room.num_slots)
     scene.gossip()
     assert scene.first.placement.wait_s(bell) == 0.0
-    scene.second.room = scene.second.room._replace(num_running=0)
+    scene.second.room = scene.second.room._replace(num_used=0)
     scene.gossip()
     scene.first.placement.remember(PREFIX)
     assert scene.first.placement.wait_s(bell) == 0.0, "it has it itself"

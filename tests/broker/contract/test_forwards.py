@@ -8,9 +8,11 @@ from collections.abc import Callable
 
 from harness.world import WAIT_S, World
 
-from inferflux.broker.broker import Broker, Delivery, Forwarded
+from inferflux.broker.broker import Broker, Delivery, Forwarded, Offer
 from inferflux.broker.errors import BrokerUnavailable
 from inferflux.broker.subjects import Lane
+
+OFFER = Offer("first", 0.5, 7)
 
 
 class Offers:
@@ -30,7 +32,7 @@ async def forward(broker: Broker, delivery: Delivery, offers: Offers) -> bool:
     deadline_s = time.monotonic() + WAIT_S
     while True:
         try:
-            taken = await broker.forward(delivery, "epoch", worker="first", num_running=3)
+            taken = await broker.forward(delivery, "epoch", OFFER)
         except BrokerUnavailable:
             # A busy machine was too slow to answer, and may have taken it all the same.
             taken = bool(offers.forwards)
@@ -51,7 +53,7 @@ async def test_a_prompt_that_is_taken_is_as_it_was_and_acknowledged_by_who_took_
     await second.listen_forwards(lane.model, "epoch", offers.hear)
     assert await forward(first, delivery, offers)
     (came,) = offers.forwards
-    assert (came.worker, came.num_running) == ("first", 3)
+    assert came.offer == OFFER
     for name in ("lane", "body", "headers", "seq", "stored_s", "num_delivered", "num_pending"):
         assert getattr(came.delivery, name) == getattr(delivery, name), name
     await came.delivery.extend()
@@ -87,7 +89,7 @@ async def test_nobody_takes_what_is_offered_to_nobody(world: World, lane: Lane) 
         # A server may believe for a moment that the listener is there.
         while True:
             try:
-                assert not await first.forward(delivery, "epoch", worker="first", num_running=0)
+                assert not await first.forward(delivery, "epoch", OFFER)
                 break
             except BrokerUnavailable:
                 continue
@@ -103,7 +105,7 @@ async def test_without_an_answer_nobody_knows(world: World, lane: Lane) -> None:
     await second.listen_forwards(lane.model, "epoch", offers.hear)
     while True:
         try:
-            assert not await first.forward(delivery, "epoch", worker="first", num_running=0), "it was taken"
+            assert not await first.forward(delivery, "epoch", OFFER), "it was taken"
         except BrokerUnavailable:
             break
     assert len(offers.forwards) <= 1
