@@ -224,7 +224,6 @@ class Intake:
         return Room(
             num_slots=host.num_slots,
             num_used=host.num_slots - self.num_free_slots,
-            num_waiting=host.stats().num_waiting,
             hardware=host.capacity.hardware,
         )
 

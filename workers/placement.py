@@ -36,11 +36,10 @@ Accept: TypeAlias = Callable[[Delivery, str | None], None]
 
 
 class Room(NamedTuple):
-    """What a worker has of a model: slots, those in use, sequences that wait for one, and what it computes on."""
+    """What a worker has of a model: slots, those in use, and what it computes on."""
 
     num_slots: int
     num_used: int
-    num_waiting: int
     hardware: Hardware
 
     @property
@@ -139,17 +138,19 @@ class Placement:
         peers = [
             peer
             for peer in self._fair.peers(now_s)
-            if peer.num_slots and self._num_free(peer) and room.hardware in ("cpu", peer.hardware)
+            if peer.num_slots and peer.num_free_slots and room.hardware in ("cpu", peer.hardware)
         ]
-        idlest = self._idlest(peers)
-        if idlest is None or not room.num_free:
+        idlest = self._idlest(peer for peer in peers if self._num_free(peer))
+        if not room.num_free:
             return idlest
         prefix = delivery.headers.get(HEADER_PREFIX)
         if prefix in self._prefixes:
-            return idlest if room.load - self._load(idlest) > SLACK else None
+            return idlest if idlest is not None and room.load - self._load(idlest) > SLACK else None
         holder = self._idlest(peer for peer in peers if prefix in peer.prefixes)
         if holder is not None and self._load(holder) - room.load <= SLACK:
             return holder
+        if idlest is None:
+            return None
         # With it the other must have no more to do than this worker has without it, and not only just.
         others = self._load(idlest) + 1 / idlest.num_slots
         return idlest if (room.num_used - room.num_used // 8) / room.num_slots >= others else None
@@ -184,7 +185,7 @@ class Placement:
             log.warning("prompts cannot be forwarded to other workers", reason=str(error))
             self._prohibited_until_s = time.monotonic() + PROHIBITED_S
             outcome = "refused"
-        # Not asked again before it has spoken.
+        # Not asked again for the sake of its load before it has spoken.
         self._believe(peer, 0)
         return outcome
 
@@ -193,7 +194,7 @@ class Placement:
         the other, who then computes it as well; any other if it leaves this worker with no more to do than the other.
         """
         delivery, offer, room = forward.delivery, forward.offer, self._room()
-        if room is None or room.num_waiting or not room.num_free:
+        if room is None or not room.num_free:
             return False
         if delivery.headers.get(HEADER_PREFIX) in self._prefixes:
             may_take = room.load - offer.load <= SLACK

@@ -127,7 +127,7 @@ def engine(num_slots: int) -> Any:
         num_slots=num_slots,
         stalled_s=lambda: 0.0,
         capacity=SimpleNamespace(hardware="gpu"),
-        stats=lambda: SimpleNamespace(batch_is_owed=True, num_waiting=0),
+        stats=lambda: SimpleNamespace(batch_is_owed=True),
     )
 
 

@@ -34,7 +34,7 @@ class Node:
         self.held: list[tuple[Delivery, str | None]] = []
         self.open = True
         self.advance = Advance(self.fair)
-        self.room = Room(num_slots, 0, 0, hardware)
+        self.room = Room(num_slots, 0, hardware)
         self.placement = Placement("m", self.broker, self.fair, self.advance, room=self._room, accept=self._accept)
 
     @property
@@ -158,6 +158,17 @@ async def test_who_refuses_is_not_asked_again_before_it_has_spoken(scene: Scene)
     scene.gossip()
     await scene.first.placement.place(await scene.pull(None))
     assert scene.held == (3, 1)
+
+
+async def test_whoever_refused_for_its_load_is_still_asked_for_its_cache(scene: Scene) -> None:
+    scene.second.placement.remember(PREFIX)
+    scene.gossip()
+    scene.second.room = scene.second.room._replace(num_used=3)
+    for _ in range(2):
+        await scene.first.placement.place(await scene.pull(None))
+    await scene.first.placement.place(await scene.pull())
+    assert scene.held == (2, 1)
+    assert scene.first.placement.num_offered == {"refused": 1, "taken": 1}
 
 
 async def test_nobody_takes_more_than_it_has_slots(scene: Scene) -> None:
