@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Literal, NamedTuple, TypeAlias
 
 from inferflux.broker.broker import Bell, Broker, Delivery, Forwarded, Offer, Subscription
@@ -140,14 +140,14 @@ class Placement:
             for peer in self._fair.peers(now_s)
             if peer.num_slots and peer.num_free_slots and room.hardware in ("cpu", peer.hardware)
         ]
-        idlest = self._idlest(peer for peer in peers if self._num_free(peer))
+        idlest = min((peer for peer in peers if self._num_free(peer)), key=self._load, default=None)
         if not room.num_free:
             return idlest
         prefix = delivery.headers.get(HEADER_PREFIX)
         if prefix in self._prefixes:
             return idlest if idlest is not None and room.load - self._load(idlest) > SLACK else None
-        holder = self._idlest(peer for peer in peers if prefix in peer.prefixes)
-        if holder is not None and self._load(holder) - room.load <= SLACK:
+        holder = min((peer for peer in peers if prefix in peer.prefixes), key=_load_told, default=None)
+        if holder is not None and _load_told(holder) - room.load <= SLACK:
             return holder
         if idlest is None:
             return None
@@ -155,10 +155,8 @@ class Placement:
         others = self._load(idlest) + 1 / idlest.num_slots
         return idlest if (room.num_used - room.num_used // 8) / room.num_slots >= others else None
 
-    def _idlest(self, peers: Iterable[Gossip]) -> Gossip | None:
-        return min(peers, key=self._load, default=None)
-
     def _load(self, peer: Gossip) -> float:
+        """Share of its slots in use, as far as is known."""
         return 1 - self._num_free(peer) / peer.num_slots
 
     def _num_free(self, peer: Gossip) -> int:
@@ -204,3 +202,8 @@ class Placement:
             self._advance.put(delivery.lane, offer.num_paid)
             self._accept(delivery, offer.worker)
         return may_take
+
+
+def _load_told(peer: Gossip) -> float:
+    """Share of its slots in use when it gossiped."""
+    return 1 - peer.num_free_slots / peer.num_slots
