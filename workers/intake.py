@@ -74,9 +74,8 @@ class Intake:
     @property
     def num_free_slots(self) -> int:
         """Sequences that could start now; none while there is no engine, it hangs, or nothing is pulled any more."""
-        if self.host is None or not self._pulling or self._hangs:
-            return 0
-        return max(0, self.host.num_slots - sum(attempt.num_slots for attempt in self._here()))
+        room = self._room()
+        return 0 if room is None else room.num_free
 
     @property
     def running(self) -> Counter[Lane]:
@@ -221,11 +220,8 @@ class Intake:
         host = self.host
         if host is None or not self._pulling or self._hangs:
             return None
-        return Room(
-            num_slots=host.num_slots,
-            num_used=host.num_slots - self.num_free_slots,
-            hardware=host.capacity.hardware,
-        )
+        num_used = sum(attempt.num_slots for attempt in self._here())
+        return Room(host.num_slots, num_used, host.capacity.hardware)
 
     def _rang(self, lane: Lane) -> None:
         self._num_bells[lane] += 1
