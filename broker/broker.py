@@ -132,10 +132,11 @@ class Offer(msgspec.Struct, frozen=True):
 
 
 class Forwarded(msgspec.Struct, frozen=True):
-    """A prompt that another worker has pulled and offers."""
+    """A prompt that another worker has pulled and offers. `answer` says whether it is taken, once."""
 
     delivery: Delivery
     offer: Offer
+    answer: Callable[[bool], None]
 
 
 class Bucket(Protocol):
@@ -302,8 +303,8 @@ class Broker(Protocol):
         False when it does not, or is not there. Raises BrokerUnavailable when no answer came: it may have taken it.
         """
 
-    async def listen_forwards(self, model: str, epoch: str, on_forward: Callable[[Forwarded], bool]) -> Subscription:
-        """Prompts that are offered to one worker process; the callback says whether it takes them."""
+    async def listen_forwards(self, model: str, epoch: str, on_forward: Callable[[Forwarded], None]) -> Subscription:
+        """Prompts that are offered to one worker process, which is to answer soon."""
 
     async def count(self, counter: Counter, add: int, *, msg_id: str | None = None) -> int | None:
         """Add to a counter, any whole number, and its new value; None when this was counted before under `msg_id`."""

@@ -47,14 +47,18 @@ class Forwards:
             return False
         return answer.data == TAKEN
 
-    def handler(self, on_forward: Callable[[Forwarded], bool]) -> Callable[[Packet], None]:
+    def handler(self, on_forward: Callable[[Forwarded], None]) -> Callable[[Packet], None]:
         """What is to be done with each message that comes for a worker."""
 
         def on_packet(packet: Packet) -> None:
             message = decode_forward(packet.data)
             pulled = Packet(message.subject, message.ack, message.body, message.headers)
             delivery = JetStreamDelivery(self._link, self._js, subjects.parse_lane(message.subject), pulled)
-            taken = on_forward(Forwarded(delivery, Offer(message.worker, message.load, message.num_paid)))
-            self._link.send(packet.reply, TAKEN if taken else REFUSED)
+            offer = Offer(message.worker, message.load, message.num_paid)
+
+            def answer(taken: bool) -> None:
+                self._link.send(packet.reply, TAKEN if taken else REFUSED)
+
+            on_forward(Forwarded(delivery, offer, answer))
 
         return on_packet

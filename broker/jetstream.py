@@ -237,7 +237,7 @@ class JetStreamBroker(Broker):
         assert isinstance(delivery, JetStreamDelivery), "it was pulled from another broker"
         return await self._forwards.send(delivery, to, offer)
 
-    async def listen_forwards(self, model: str, epoch: str, on_forward: Callable[[Forwarded], bool]) -> Subscription:
+    async def listen_forwards(self, model: str, epoch: str, on_forward: Callable[[Forwarded], None]) -> Subscription:
         return await self._listen(subjects.forward(model, epoch), self._forwards.handler(on_forward))
 
     async def count(self, counter: Counter, add: int, *, msg_id: str | None = None) -> int | None:

@@ -94,6 +94,11 @@ class _Forward(msgspec.Struct, frozen=True):
     offer: Offer
     taken: asyncio.Future[bool]
 
+    def answer(self, taken: bool) -> None:
+        """Too late once nobody waits for it any more."""
+        if not self.taken.done():
+            self.taken.set_result(taken)
+
 
 class MemoryDelivery(Delivery):
     """A prompt held by one memory broker, as it was delivered."""
@@ -256,13 +261,11 @@ class MemoryBroker(Broker):
         except TimeoutError:
             raise BrokerUnavailable(f"no answer from {to}") from None
 
-    async def listen_forwards(self, model: str, epoch: str, on_forward: Callable[[Forwarded], bool]) -> Subscription:
-        def answer(forward: _Forward) -> None:
-            taken = on_forward(Forwarded(MemoryDelivery(self, forward.held), forward.offer))
-            if not forward.taken.done():
-                forward.taken.set_result(taken)
+    async def listen_forwards(self, model: str, epoch: str, on_forward: Callable[[Forwarded], None]) -> Subscription:
+        def hear(forward: _Forward) -> None:
+            on_forward(Forwarded(MemoryDelivery(self, forward.held), forward.offer, forward.answer))
 
-        return self._listen("forward", subjects.forward(model, epoch), _Forward, answer)
+        return self._listen("forward", subjects.forward(model, epoch), _Forward, hear)
 
     async def bucket(self, name: str) -> Bucket:
         return self.hub.buckets[name]

@@ -166,21 +166,22 @@ class Intake:
         assert task is not None
         try:
             delivery = await self._ask(lane)
+            if delivery is not None:
+                self._placing[task] = self._pulls.pop(task)
+                self._wake.set()
+                await self._place(delivery)
         finally:
-            del self._pulls[task]
+            self._pulls.pop(task, None)
+            self._placing.pop(task, None)
+            self.placement.settle()
             self._wake.set()
-        if delivery is None:
-            return
+
+    async def _place(self, delivery: Delivery) -> None:
         if any(attempt.delivery.seq == delivery.seq for attempt in self._mine()):
             # Its lease ran out here.
             self._accept(delivery, None)
-            return
-        self._placing[task] = lane
-        try:
+        else:
             await self.placement.place(delivery)
-        finally:
-            del self._placing[task]
-            self._wake.set()
 
     async def _ask(self, lane: Lane) -> Delivery | None:
         bells = self._num_bells[lane]
@@ -221,7 +222,7 @@ class Intake:
         if host is None or not self._pulling or self._hangs:
             return None
         num_used = sum(attempt.num_slots for attempt in self._here())
-        return Room(host.num_slots, num_used, host.capacity.hardware)
+        return Room(host.num_slots, num_used, host.capacity.hardware, len(self._pulls) + len(self._placing))
 
     def _rang(self, lane: Lane) -> None:
         self._num_bells[lane] += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -24,6 +25,9 @@ WAIT_S = 0.005
 SLACK = 0.5
 """How much more of its slots a worker may have in use than another for the sake of what its cache holds."""
 
+DECIDE_S = 0.05
+"""How long an offer may wait for pulls to end; the other worker waits for an answer, and a client for both."""
+
 MAX_PREFIXES = 128
 MAX_FORWARD_BYTES = 256 * 1024
 PROHIBITED_S = 60.0
@@ -36,11 +40,13 @@ Accept: TypeAlias = Callable[[Delivery, str | None], None]
 
 
 class Room(NamedTuple):
-    """What a worker has of a model: slots, those in use, and what it computes on."""
+    """What a worker has of a model: slots, those in use, what it computes on, and how many prompts it is pulling or
+    placing, of which each may take a slot."""
 
     num_slots: int
     num_used: int
     hardware: Hardware
+    num_coming: int = 0
 
     @property
     def num_free(self) -> int:
@@ -80,6 +86,7 @@ class Placement:
         self._prefixes: dict[str, None] = {}
         self._beliefs: dict[str, tuple[float, int]] = {}
         self._forwards: Subscription | None = None
+        self._undecided: dict[int, Forwarded] = {}
         self._prohibited_until_s = 0.0
         self.num_offered: Counter[Outcome] = Counter()
 
@@ -104,8 +111,14 @@ class Placement:
         self._forwards = await self._broker.listen_forwards(self._model, self._fair.origin.epoch, self._on_forward)
 
     async def leave(self) -> None:
+        self.settle()
         if self._forwards is not None:
             await self._forwards.close()
+
+    def settle(self) -> None:
+        """Answer what others offered, as far as it is known how many slots are left; to be called when a pull ended."""
+        for forward in tuple(self._undecided.values()):
+            self._decide(forward)
 
     def wait_s(self, bell: Bell) -> float:
         """How long a prompt is left to a worker with room that has its beginning."""
@@ -187,21 +200,37 @@ class Placement:
         self._believe(peer, 0)
         return outcome
 
-    def _on_forward(self, forward: Forwarded) -> bool:
-        """Take a prompt while there is room: one whose beginning is here unless this worker has much more to do than
-        the other, who then computes it as well; any other if it leaves this worker with no more to do than the other.
+    def _on_forward(self, forward: Forwarded) -> None:
+        self._undecided[forward.delivery.seq] = forward
+        self._decide(forward)
+        if forward.delivery.seq in self._undecided:
+            asyncio.get_running_loop().call_later(DECIDE_S, self._refuse, forward)
+
+    def _decide(self, forward: Forwarded) -> None:
+        """Take a prompt or not, unless only the pulls that are under way can tell whether a slot is left for it."""
+        room = self._room()
+        if room is None or not self._suits(forward, room):
+            self._refuse(forward)
+        elif room.num_free > room.num_coming:
+            del self._undecided[forward.delivery.seq]
+            self._advance.put(forward.delivery.lane, forward.offer.num_paid)
+            self._accept(forward.delivery, forward.offer.worker)
+            forward.answer(True)
+
+    def _suits(self, forward: Forwarded, room: Room) -> bool:
+        """Whether to take a prompt while there is room: one whose beginning is here unless this worker has much more to
+        do than the other, who then computes it as well; any other if it leaves this worker with no more to do than the
+        other.
         """
-        delivery, offer, room = forward.delivery, forward.offer, self._room()
-        if room is None or not room.num_free:
+        if not room.num_free:
             return False
-        if delivery.headers.get(HEADER_PREFIX) in self._prefixes:
-            may_take = room.load - offer.load <= SLACK
-        else:
-            may_take = room.load + 1 / room.num_slots <= offer.load
-        if may_take:
-            self._advance.put(delivery.lane, offer.num_paid)
-            self._accept(delivery, offer.worker)
-        return may_take
+        if forward.delivery.headers.get(HEADER_PREFIX) in self._prefixes:
+            return room.load - forward.offer.load <= SLACK
+        return room.load + 1 / room.num_slots <= forward.offer.load
+
+    def _refuse(self, forward: Forwarded) -> None:
+        if self._undecided.pop(forward.delivery.seq, None) is not None:
+            forward.answer(False)
 
 
 def _load_told(peer: Gossip) -> float:

@@ -223,3 +223,62 @@ async def test_a_prompt_on_offer_holds_back_no_other_and_is_still_awaited(monkey
         await intake.leave()
     assert pulled.empty()
     assert (intake.num_free_slots, intake._tell(0.0).num_slots) == (0, 0), "who leaves has no room"
+
+
+class HeldPulls(MemoryBroker):
+    """Its pulls end on a word from the test."""
+
+    def __init__(self) -> None:
+        super().__init__(MemoryHub())
+        self.asked, self.answer = asyncio.Event(), asyncio.Event()
+
+    async def pull(self, lane: Lane, limits: LaneLimits) -> Delivery | None:
+        self.asked.set()
+        await self.answer.wait()
+        return await super().pull(lane, limits)
+
+
+@pytest.mark.parametrize("empty", [False, True], ids=["a prompt comes", "nothing comes"])
+async def test_a_slot_that_a_pull_may_fill_is_not_given_to_an_offer(
+    empty: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placement, "DECIDE_S", 60.0)
+    monkeypatch.setattr("inferflux.broker.memory.FORWARD_S", 60.0)
+    broker = HeldPulls()
+    settings = Settings(fairness=FairnessSettings(gossip_interval_s=0.01))
+    held: list[Any] = []
+    intake = Intake(
+        "m",
+        broker,
+        FairShare("m", "w0", "epoch", settings.fairness),
+        Tenants.from_settings(settings),
+        settings,
+        attempts=lambda: held,
+        accept=lambda delivery, _: held.append(
+            SimpleNamespace(delivery=delivery, host=host, num_slots=1, charged=True)
+        ),
+    )
+    host = intake.host = engine(1)
+    await intake.join()
+    other = MemoryBroker(broker.hub)
+    for msg_id in ("offered", "another"):
+        await other.publish_prompt(LANE, b"{}", msg_id=msg_id)
+    offered = await other.pull(LANE, LaneLimits(max_running=2, lease_s=30.0, idle_s=600.0))
+    assert offered is not None
+    running = asyncio.create_task(intake.run())
+    try:
+        async with asyncio.timeout(30):
+            await broker.asked.wait()
+            if empty:
+                await other.drop_prompt(offered.seq + 1)
+            forwarding = asyncio.create_task(other.forward(offered, "epoch", Offer("w1", 1.0)))
+            while not intake.placement._undecided:
+                await asyncio.sleep(0)
+            broker.answer.set()
+            assert await forwarding is empty
+            assert [each.delivery.headers[HEADER_MSG_ID] for each in held] == ["offered" if empty else "another"]
+    finally:
+        broker.answer.set()
+        intake.stop()
+        await running
+        await intake.leave()

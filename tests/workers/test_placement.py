@@ -182,6 +182,48 @@ async def test_nobody_takes_more_than_it_has_slots(scene: Scene) -> None:
     assert scene.first.placement.num_offered == {"refused": 1}, "asked although it said that it is full"
 
 
+async def test_what_a_worker_is_pulling_has_its_slots_until_the_pull_has_ended(scene: Scene) -> None:
+    scene.second.room = scene.second.room._replace(num_used=6, num_coming=2)
+    scene.first.room = scene.first.room._replace(num_used=8)
+    scene.gossip()
+    placing = asyncio.create_task(scene.first.placement.place(await scene.pull()))
+    while not scene.first.placement.num_offered and not scene.second.placement._undecided:
+        await asyncio.sleep(0)
+    assert scene.held == (0, 0)
+    scene.second.room = scene.second.room._replace(num_coming=1)
+    scene.second.placement.settle()
+    await placing
+    assert scene.held == (0, 1)
+    assert scene.first.placement.num_offered == {"taken": 1}
+
+
+async def test_a_pull_that_lasts_does_not_keep_an_offer_waiting(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "DECIDE_S", 0.0)
+    scene.second.placement.remember(PREFIX)
+    scene.second.room = scene.second.room._replace(num_coming=8)
+    scene.gossip()
+    await scene.first.placement.place(await scene.pull())
+    assert scene.held == (1, 0)
+    assert scene.first.placement.num_offered == {"refused": 1}
+    scene.second.room = scene.second.room._replace(num_coming=0)
+    scene.second.placement.settle()
+    assert scene.held == (1, 0), "taken after it was refused"
+
+
+async def test_who_leaves_refuses_what_it_has_not_decided_about(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "DECIDE_S", 60.0)
+    scene.second.placement.remember(PREFIX)
+    scene.second.room = scene.second.room._replace(num_coming=8)
+    scene.gossip()
+    placing = asyncio.create_task(scene.first.placement.place(await scene.pull()))
+    while not scene.second.placement._undecided:
+        await asyncio.sleep(0)
+    scene.second.open = False
+    await scene.second.placement.leave()
+    await placing
+    assert scene.first.placement.num_offered == {"refused": 1}
+
+
 async def test_who_is_full_keeps_nothing_that_another_could_start(scene: Scene) -> None:
     scene.first.placement.remember(PREFIX)
     scene.first.room = scene.first.room._replace(num_used=8)

@@ -22,9 +22,9 @@ class Offers:
         self.forwards: list[Forwarded] = []
         self._answer = answer
 
-    def hear(self, forward: Forwarded) -> bool:
+    def hear(self, forward: Forwarded) -> None:
         self.forwards.append(forward)
-        return self._answer()
+        forward.answer(self._answer())
 
 
 async def forward(broker: Broker, delivery: Delivery, offers: Offers) -> bool:
