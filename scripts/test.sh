@@ -36,7 +36,7 @@ tests() {
     # Names from an earlier run must not pass for this one's.
     if $again; then rm -f .pytest_cache/v/cache/lastfailed; fi
     # Most tests wait for servers more than they compute; a file's tests stay together, because they share servers.
-    "$python" -m pytest -n 2 --dist loadfile "$@" && return
+    "$python" -m pytest -n 3 --dist loadfile --no-loadscope-reorder "$@" && return
     [ $? -eq 1 ] && $again || return 1
     local failed name
     failed=$("$python" -c 'import json, pathlib
