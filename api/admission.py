@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from inferflux.broker.errors import Code, RequestError
 from inferflux.broker.subjects import ServiceClass
-from inferflux.broker.wire import Failure, failure
+from inferflux.broker.wire.requests import Failure, failure
 from inferflux.registry.tenants import Tenant
 
 from .schemas import Tier

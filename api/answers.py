@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from inferflux.broker.wire import TokenLogprob, Usage
+from inferflux.broker.wire.requests import TokenLogprob, Usage
 
 from .schemas import Tier
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from inferflux.broker.wire import AnyPrompt
+from inferflux.broker.wire.requests import AnyPrompt
 
 from .schemas import CompletionRequest, EmbeddingRequest, GenerationRequest, Tier
 

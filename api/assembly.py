@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from inferflux.broker.wire import FinishReason, Frame, TokenLogprob, Usage
+from inferflux.broker.wire.requests import FinishReason, Frame, TokenLogprob, Usage
 
 from .admission import TIER_OF_CLASS
 from .answers import (

@@ -10,7 +10,7 @@ from litestar.handlers import BaseRouteHandler
 from litestar.types import Scope
 
 from inferflux.broker.errors import DENIALS, Code, RequestError
-from inferflux.broker.wire import Failure
+from inferflux.broker.wire.requests import Failure
 from inferflux.config.audit import Actor, Audit
 from inferflux.registry.guardrails.guard import Blocked, told
 from inferflux.registry.tenants import Principal

@@ -12,7 +12,8 @@ import msgspec
 from inferflux.broker.broker import Broker
 from inferflux.broker.errors import BrokerError, BrokerUnavailable, ClaimLost
 from inferflux.broker.subjects import RequestKey
-from inferflux.broker.wire import Claim, Failure, Frame, encode
+from inferflux.broker.wire.base import encode
+from inferflux.broker.wire.requests import Claim, Failure, Frame
 from inferflux.config.logs import get_logger
 
 from .idempotency import free

@@ -9,7 +9,7 @@ import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from inferflux.broker.errors import Code
-from inferflux.broker.wire import Failure, failure
+from inferflux.broker.wire.requests import Failure, failure
 
 from .problems import problem
 

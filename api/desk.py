@@ -11,7 +11,8 @@ from inferflux.broker.prefix import prefix_digest
 from inferflux.broker.stamp import Stamp, Stamper
 from inferflux.broker.subjects import HEADER_PREFIX, HEADER_STAMP, HEADER_TRACEPARENT, Lane, RequestKey, infer
 from inferflux.broker.trace import Trace, Tracer
-from inferflux.broker.wire import Head, encode
+from inferflux.broker.wire.base import encode
+from inferflux.broker.wire.requests import Head
 from inferflux.config.settings import Settings
 from inferflux.registry.guardrails.guard import Guard
 

@@ -21,7 +21,7 @@ from inferflux.broker.errors import (
     TooManyLanes,
 )
 from inferflux.broker.subjects import Lane
-from inferflux.broker.wire import failure
+from inferflux.broker.wire.requests import failure
 from inferflux.config.logs import get_logger
 from inferflux.config.metrics import ApiMetrics
 from inferflux.config.settings import Settings

@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from inferflux.broker.wire import Failure, FinishReason, Frame, TokenLogprob
+from inferflux.broker.wire.requests import Failure, FinishReason, Frame, TokenLogprob
 
 from .admission import TIER_OF_CLASS
 from .answers import ChatLogprobs, CompletionLogprobs, TextOffsets, UsageAnswer

@@ -11,7 +11,7 @@ import msgspec
 
 from inferflux.broker.errors import Code
 from inferflux.broker.subjects import Lane, RequestKey
-from inferflux.broker.wire import Failure, Frame, failure
+from inferflux.broker.wire.requests import Failure, Frame, failure
 from inferflux.config.logs import get_logger
 from inferflux.registry.models import ModelEntry
 

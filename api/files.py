@@ -11,7 +11,7 @@ import msgspec
 from inferflux.broker.errors import BrokerError, Code, RequestError, RevisionConflict
 from inferflux.broker.objects import Objects, ObjectWriter
 from inferflux.broker.subjects import object_name, parse_object_name
-from inferflux.broker.wire import ObjectInfo
+from inferflux.broker.wire.batches import ObjectInfo
 from inferflux.config.logs import get_logger
 from inferflux.config.settings import FileSettings
 from inferflux.registry.tenants import Tenants

@@ -12,7 +12,8 @@ import msgspec
 from inferflux.broker.broker import Broker, Tape
 from inferflux.broker.errors import BrokerError, BrokerUnavailable, Code, RequestError, RevisionConflict
 from inferflux.broker.subjects import BUCKET_IDEMPOTENCY, RequestKey
-from inferflux.broker.wire import Failure, Wire, decode_frame, encode
+from inferflux.broker.wire.base import Wire, encode
+from inferflux.broker.wire.requests import Failure, decode_frame
 from inferflux.config.logs import get_logger
 
 from .identity import key_of

@@ -7,7 +7,8 @@ from typing import Literal
 
 import msgspec
 
-from inferflux.broker.wire import ModelBeat, ModelChange, ModelRegistry, WorkerBeat
+from inferflux.broker.wire.fleet import ModelBeat, WorkerBeat
+from inferflux.broker.wire.policies import ModelChange, ModelRegistry
 from inferflux.registry.fleet import Fleet
 from inferflux.registry.models import BOUNDS, ModelEntry, entries_of
 

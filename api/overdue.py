@@ -9,7 +9,7 @@ import msgspec
 
 from inferflux.broker.errors import Code
 from inferflux.broker.subjects import Lane
-from inferflux.broker.wire import Claim, Failure, failure
+from inferflux.broker.wire.requests import Claim, Failure, failure
 from inferflux.config.settings import QueueSettings
 
 from .admission import no_backend

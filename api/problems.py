@@ -26,7 +26,7 @@ from inferflux.broker.errors import (
     TapeFull,
     TooManyLanes,
 )
-from inferflux.broker.wire import Failure
+from inferflux.broker.wire.requests import Failure
 from inferflux.config.logs import get_logger
 from inferflux.registry.store import RecordRefused
 

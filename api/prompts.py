@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from inferflux.broker.errors import Code, RequestError
-from inferflux.broker.wire import ChatPrompt, CompletionPrompt, EmbeddingPrompt, Message
+from inferflux.broker.wire.requests import ChatPrompt, CompletionPrompt, EmbeddingPrompt, Message
 
 from .parameters import unsupported
 from .schemas import (

@@ -11,7 +11,7 @@ from inferflux.broker.errors import Code, RequestError
 from inferflux.broker.ownership import request_key
 from inferflux.broker.stamp import Stamper
 from inferflux.broker.subjects import OWNER_API, OWNER_TENANT, RequestKey, parse_key_id
-from inferflux.broker.wire import failure
+from inferflux.broker.wire.requests import failure
 from inferflux.config.logs import get_logger
 
 from .cancel import Canceller, Order

@@ -11,7 +11,7 @@ import msgspec
 from inferflux.broker.broker import Broker, Reply, Tape
 from inferflux.broker.errors import BrokerUnavailable, Code
 from inferflux.broker.subjects import RequestKey
-from inferflux.broker.wire import Failure, Frame, decode_frame, ends, failure
+from inferflux.broker.wire.requests import Failure, Frame, decode_frame, ends, failure
 from inferflux.config.logs import get_logger
 
 from .transcript import Transcript, Verdict

@@ -9,7 +9,7 @@ from litestar import Response
 from inferflux.broker.broker import Broker
 from inferflux.broker.errors import Code, RequestError
 from inferflux.broker.subjects import Lane, RequestKey, ServiceClass
-from inferflux.broker.wire import Head, failure
+from inferflux.broker.wire.requests import Head, failure
 from inferflux.config.logs import get_logger
 from inferflux.registry.models import ModelEntry
 from inferflux.registry.tenants import Principal

@@ -9,7 +9,7 @@ from inferflux.broker.errors import Code
 from inferflux.broker.ownership import head, request_key
 from inferflux.broker.stamp import Stamper
 from inferflux.broker.subjects import Lane, ServiceClass
-from inferflux.broker.wire import Failure
+from inferflux.broker.wire.requests import Failure
 from inferflux.config.logs import get_logger
 from inferflux.config.metrics import ApiMetrics
 from inferflux.config.settings import QueueSettings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum, auto
 
-from inferflux.broker.wire import Frame
+from inferflux.broker.wire.requests import Frame
 
 
 class Verdict(Enum):

@@ -12,7 +12,7 @@ from functools import partial
 from inferflux.broker.broker import Broker
 from inferflux.broker.errors import Code
 from inferflux.broker.subjects import OWNER_API, RequestKey, encode_token, key_id
-from inferflux.broker.wire import failure
+from inferflux.broker.wire.requests import failure
 from inferflux.config.logs import get_logger
 
 from .cancel import Canceller, Order

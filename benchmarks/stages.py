@@ -14,7 +14,7 @@ from load import percentile
 from inferflux.broker.broker import LaneLimits, Reply
 from inferflux.broker.jetstream import JetStreamBroker
 from inferflux.broker.subjects import Lane, RequestKey, ServiceClass
-from inferflux.broker.wire import Claim
+from inferflux.broker.wire.requests import Claim
 from inferflux.config.settings import BrokerSettings, Settings
 
 LANE = Lane("benchmark", ServiceClass.DEFAULT, "bench")

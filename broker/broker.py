@@ -13,7 +13,7 @@ from typing import Protocol
 import msgspec
 
 from .subjects import Counter, Lane, RequestKey, Series
-from .wire import Claim, Head, ends
+from .wire.requests import Claim, Head, ends
 
 
 class Receipt(msgspec.Struct, frozen=True):

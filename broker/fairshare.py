@@ -21,7 +21,7 @@ from .line import Line
 from .roster import Roster
 from .subjects import Lane, ServiceClass
 from .window import Window
-from .wire import Gossip, Hardware, LaneRunning
+from .wire.fleet import Gossip, Hardware, LaneRunning
 
 GENERATION_S = 3600.0
 """Far longer than gossip takes to make good what was lost: after two of them totals are no longer told by epoch."""

@@ -14,7 +14,8 @@ from .errors import MessageTooLarge
 from .jetstream_api import JetStreamApi
 from .link import Link
 from .packet import Packet
-from .wire import Forward, decode_forward, encode
+from .wire.base import encode
+from .wire.fleet import Forward, decode_forward
 
 FORWARD_S = 0.1
 """How long an answer may take: the prompt waits for it, and computing its beginning again does not take for ever."""

@@ -39,7 +39,8 @@ from .link import Link
 from .packet import Packet
 from .subjects import STREAM_PROMPTS, STREAM_TAPE, Counter, Lane, RequestKey, Series
 from .tape import TapeStream
-from .wire import Claim, Head, encode
+from .wire.base import encode
+from .wire.requests import Claim, Head
 
 CONNECT_DEADLINE_S = 15.0
 

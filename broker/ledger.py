@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import msgspec
 
-from .wire import EpochTotals, Gossip, Lift, ServedTotal
+from .wire.fleet import EpochTotals, Gossip, Lift, ServedTotal
 
 MAX_ENTRIES = 1000
 """Entries in one gossip message: with the longest tenant names a third of the broker's 1 MB payload limit."""

@@ -37,7 +37,7 @@ from .memory_prompts import Held, MemoryPrompts
 from .memory_tape import MemoryTape
 from .subjects import BUCKETS, OBJECT_STORES, Counter, Lane, RequestKey, Series
 from .topology import retention
-from .wire import Claim, Head
+from .wire.requests import Claim, Head
 
 T = TypeVar("T")
 

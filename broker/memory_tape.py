@@ -8,11 +8,12 @@ import msgspec
 
 from inferflux.config.settings import TapeSettings
 
-from . import subjects, wire
+from . import subjects
 from .broker import Reply, Tape, TapeEntry
 from .errors import ClaimLost, TapeFull
 from .subjects import RequestKey
-from .wire import Claim, Head
+from .wire.base import encode
+from .wire.requests import Claim, Head, decode_claim, decode_head
 
 # What the server adds to every message that it keeps in memory.
 OVERHEAD_BYTES = 16
@@ -49,14 +50,14 @@ class MemoryTape:
         return self._num_bytes / self._settings.max_bytes
 
     def put_head(self, key: RequestKey, head: Head) -> int:
-        record = self._store(subjects.head(key), wire.encode(head))
+        record = self._store(subjects.head(key), encode(head))
         self._requests.setdefault(key, _Request()).heads.append(record)
         return record.seq
 
     def head(self, key: RequestKey) -> Head | None:
         self._expire()
         request = self._requests.get(key)
-        return wire.decode_head(request.heads[-1].body) if request is not None and request.heads else None
+        return decode_head(request.heads[-1].body) if request is not None and request.heads else None
 
     def heads(self) -> list[RequestKey]:
         self._expire()
@@ -64,7 +65,7 @@ class MemoryTape:
 
     def put_claim(self, key: RequestKey, claim: Claim, expected_seq: int) -> int:
         self._fence(key, expected_seq, "the claim")
-        record = self._store(subjects.claim(key), wire.encode(claim))
+        record = self._store(subjects.claim(key), encode(claim))
         self._requests.setdefault(key, _Request()).claims.append(record)
         return record.seq
 
@@ -73,7 +74,7 @@ class MemoryTape:
         request = self._requests.get(key)
         if request is None or not request.claims:
             return None
-        return request.claims[-1].seq, wire.decode_claim(request.claims[-1].body)
+        return request.claims[-1].seq, decode_claim(request.claims[-1].body)
 
     def claimed(self) -> list[RequestKey]:
         self._expire()
@@ -81,7 +82,7 @@ class MemoryTape:
 
     def claims(self, key: RequestKey) -> tuple[Claim, ...]:
         self._expire()
-        return tuple(wire.decode_claim(record.body) for record in self._requests.get(key, _Request()).claims)
+        return tuple(decode_claim(record.body) for record in self._requests.get(key, _Request()).claims)
 
     def put_frame(self, key: RequestKey, body: bytes) -> int:
         record = self._store(subjects.frame(key), body)

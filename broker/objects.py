@@ -15,7 +15,8 @@ import msgspec
 from . import subjects
 from .broker import ChunkStore
 from .errors import ObjectDamaged
-from .wire import ObjectInfo, encode
+from .wire.base import encode
+from .wire.batches import ObjectInfo
 
 CHUNK_BYTES = 256 * 1024
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from .wire import AnyPrompt, ChatPrompt, CompletionPrompt
+from .wire.requests import AnyPrompt, ChatPrompt, CompletionPrompt
 
 MIN_CHARS = 256
 MAX_CHARS = 1024

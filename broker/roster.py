@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import msgspec
 
 from .ledger import Account, Origin
-from .wire import Gossip
+from .wire.fleet import Gossip
 
 _SILENT = 3
 _JOINING = 6

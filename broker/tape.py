@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from . import subjects, wire
+from . import subjects
 from .broker import Tape, TapeEntry
 from .direct import DirectReads, sequence
 from .errors import BrokerUnavailable, ClaimLost, TapeFull
@@ -18,7 +18,8 @@ from .jetstream_api import (
 )
 from .link import Link
 from .subjects import STREAM_TAPE, RequestKey
-from .wire import Claim, Head
+from .wire.base import encode
+from .wire.requests import Claim, Head, decode_claim, decode_head
 
 
 class TapeStream:
@@ -34,11 +35,11 @@ class TapeStream:
 
     async def put_claim(self, key: RequestKey, claim: Claim, *, expected_seq: int) -> int:
         headers = {subjects.HEADER_EXPECTED_SUBJECT_SEQ: str(expected_seq)}
-        return await self._put(subjects.claim(key), wire.encode(claim), headers, "the claim")
+        return await self._put(subjects.claim(key), encode(claim), headers, "the claim")
 
     async def read_head(self, key: RequestKey) -> Head | None:
         stored = await self._js.stored(STREAM_TAPE, last_by_subj=subjects.head(key))
-        return None if stored is None else wire.decode_head(stored.data)
+        return None if stored is None else decode_head(stored.data)
 
     async def put_terminal(self, key: RequestKey, body: bytes, *, fence: int) -> int:
         headers = {
@@ -51,7 +52,7 @@ class TapeStream:
 
     async def last_claim(self, key: RequestKey) -> tuple[int, Claim] | None:
         stored = await self._js.stored(STREAM_TAPE, last_by_subj=subjects.claim(key))
-        return None if stored is None else (stored.seq, wire.decode_claim(stored.data))
+        return None if stored is None else (stored.seq, decode_claim(stored.data))
 
     async def claims(self, key: RequestKey) -> tuple[Claim, ...]:
         """Every claim that is still stored, oldest first."""
@@ -59,7 +60,7 @@ class TapeStream:
         last = await self._js.stored(STREAM_TAPE, last_by_subj=subject)
         if last is None:
             return ()
-        return tuple(wire.decode_claim(entry.body) for entry in await self._read_until(subject, 0, last.seq))
+        return tuple(decode_claim(entry.body) for entry in await self._read_until(subject, 0, last.seq))
 
     async def read(self, key: RequestKey, after_seq: int) -> Tape:
         """The newest claim, and every frame after `after_seq`."""

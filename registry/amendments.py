@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from inferflux.broker.errors import Code, ConfigError, RequestError
-from inferflux.broker.wire import FileMark, ModelChange, ModelRecord, ModelRegistry
+from inferflux.broker.wire.policies import FileMark, ModelChange, ModelRecord, ModelRegistry
 
 from .listing import Listing, check_names
 from .models import listed

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from inferflux.broker.broker import Broker
 from inferflux.broker.errors import ConfigError
-from inferflux.broker.wire import VaultKey
+from inferflux.broker.wire.policies import VaultKey
 
 from .passphrase import new_key, unwrap, wrap
 from .sealing import SEALED_BUCKETS

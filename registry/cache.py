@@ -10,7 +10,8 @@ import msgspec
 
 from inferflux.broker.errors import Code, RequestError
 from inferflux.broker.subjects import BUCKET_POLICY, KEY_CACHE
-from inferflux.broker.wire import CacheOrders, WarmPrefix, encode
+from inferflux.broker.wire.base import encode
+from inferflux.broker.wire.policies import CacheOrders, WarmPrefix
 
 from .store import Document, PolicyStore
 

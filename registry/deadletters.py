@@ -9,7 +9,8 @@ import msgspec
 
 from inferflux.broker.broker import Broker, Bucket
 from inferflux.broker.subjects import BUCKET_DEADLETTERS, HEADER_STAMP, Lane, RequestKey, key_id
-from inferflux.broker.wire import Claim, DeadLetter, Failure, LostAttempt, decode_dead_letter, encode
+from inferflux.broker.wire.base import encode
+from inferflux.broker.wire.requests import Claim, DeadLetter, Failure, LostAttempt, decode_dead_letter
 from inferflux.config.logs import get_logger
 
 log = get_logger("registry.dead")

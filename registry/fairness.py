@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from inferflux.broker.subjects import BUCKET_POLICY, KEY_FAIRNESS
-from inferflux.broker.wire import Fairness
+from inferflux.broker.wire.policies import Fairness
 from inferflux.config.logs import get_logger
 from inferflux.config.settings import MinShareSettings
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from inferflux.broker.broker import Entry
-from inferflux.broker.wire import ModelBeat, WorkerBeat, decode_beat
+from inferflux.broker.wire.fleet import ModelBeat, WorkerBeat, decode_beat
 
 
 class Fleet:

@@ -12,7 +12,8 @@ import msgspec
 
 from inferflux.broker.errors import RevisionConflict
 from inferflux.broker.subjects import BUCKET_TENANTS, KEYS_API_KEY, KEYS_TENANT, api_key_key, decode_token, tenant_key
-from inferflux.broker.wire import ApiKey, TenantRecord, encode
+from inferflux.broker.wire.base import encode
+from inferflux.broker.wire.policies import ApiKey, TenantRecord
 from inferflux.config.logs import get_logger
 from inferflux.config.settings import Scope
 

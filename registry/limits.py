@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from inferflux.broker.subjects import BUCKET_POLICY, KEY_LIMITS
-from inferflux.broker.wire import Limits, RateLimit, TenantLimit
+from inferflux.broker.wire.policies import Limits, RateLimit, TenantLimit
 from inferflux.config.logs import get_logger
 from inferflux.config.settings import AuthSettings
 

@@ -14,7 +14,8 @@ import yaml
 
 from inferflux.broker.errors import ConfigError
 from inferflux.broker.subjects import encode_token
-from inferflux.broker.wire import ModelRecord, encode
+from inferflux.broker.wire.base import encode
+from inferflux.broker.wire.policies import ModelRecord
 from inferflux.config.settings import ModelSettings, Settings
 
 from .download import DownloadFailed, url_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from inferflux.broker.subjects import BUCKET_REGISTRY, KEY_MODELS
-from inferflux.broker.wire import ModelRegistry
+from inferflux.broker.wire.policies import ModelRegistry
 from inferflux.config.logs import get_logger
 from inferflux.config.metrics import ApiMetrics
 

@@ -9,7 +9,8 @@ from typing import Literal
 
 import msgspec
 
-from inferflux.broker.wire import ModelChange, ModelRecord, ModelRegistry, encode
+from inferflux.broker.wire.base import encode
+from inferflux.broker.wire.policies import ModelChange, ModelRecord, ModelRegistry
 from inferflux.config.settings import Settings
 
 from .listing import STUB_ID, Listing, own_record, read_listing

@@ -10,7 +10,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from inferflux.broker.errors import ConfigError
-from inferflux.broker.wire import VaultKey
+from inferflux.broker.wire.policies import VaultKey
 
 PASSPHRASE = "INFERFLUX_POLICY_PASSPHRASE"  # noqa: S105 - its variable's name
 MIN_PASSPHRASE = 8

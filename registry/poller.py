@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from inferflux.broker.errors import BrokerError, ConfigError
-from inferflux.broker.wire import FileMark, ModelRegistry
+from inferflux.broker.wire.policies import FileMark, ModelRegistry
 from inferflux.config.logs import get_logger
 from inferflux.config.metrics import ApiMetrics
 from inferflux.config.settings import Settings

@@ -15,7 +15,7 @@ import msgspec
 
 from inferflux.broker.errors import Code, RequestError
 from inferflux.broker.subjects import Counter, Series, encode_token
-from inferflux.broker.wire import RateLimit
+from inferflux.broker.wire.policies import RateLimit
 
 MINUTE_S = 60
 NOBODY = "-"

@@ -10,7 +10,8 @@ import msgspec
 from inferflux.broker.broker import Broker, Bucket, Entry
 from inferflux.broker.errors import ConfigError, RevisionConflict
 from inferflux.broker.subjects import BUCKET_POLICY, BUCKET_REGISTRY, BUCKET_TENANTS, KEY_MANIFEST, KEY_VAULT, KEYS_SEAL
-from inferflux.broker.wire import SealedRecord, VaultKey, encode
+from inferflux.broker.wire.base import encode
+from inferflux.broker.wire.policies import SealedRecord, VaultKey
 from inferflux.config.logs import get_logger
 
 from .passphrase import PASSPHRASE, new_key, unwrap, wrap

@@ -15,7 +15,7 @@ import msgspec
 from inferflux.broker.broker import Broker, Bucket, Entry
 from inferflux.broker.errors import BrokerUnavailable, RevisionConflict
 from inferflux.broker.subjects import BUCKET_POLICY, KEYS_SEAL
-from inferflux.broker.wire import Wire, encode
+from inferflux.broker.wire.base import Wire, encode
 from inferflux.config.logs import get_logger
 
 log = get_logger("registry.store")

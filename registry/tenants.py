@@ -11,7 +11,7 @@ import msgspec
 from inferflux.broker.broker import LaneLimits
 from inferflux.broker.errors import ConfigError
 from inferflux.broker.subjects import ServiceClass, encode_token
-from inferflux.broker.wire import ApiKey, TenantRecord
+from inferflux.broker.wire.policies import ApiKey, TenantRecord
 from inferflux.config.settings import KeySettings, QueueSettings, Scope, Settings, TenantSettings
 
 

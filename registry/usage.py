@@ -9,7 +9,7 @@ import msgspec
 
 from inferflux.broker.broker import Broker
 from inferflux.broker.subjects import Counter, Series
-from inferflux.broker.wire import Usage
+from inferflux.broker.wire.requests import Usage
 
 from .quota import day, name_of, pack, unpack
 

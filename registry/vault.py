@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from inferflux.broker.broker import Bucket, Entry
 from inferflux.broker.errors import BrokerUnavailable, RevisionConflict
 from inferflux.broker.subjects import BUCKET_POLICY, KEY_MANIFEST, KEY_VAULT
-from inferflux.broker.wire import Manifest, SealedRecord, encode
+from inferflux.broker.wire.base import encode
+from inferflux.broker.wire.policies import Manifest, SealedRecord
 from inferflux.config.logs import get_logger
 
 from .store import MAX_RACES, RecordRefused, Seal

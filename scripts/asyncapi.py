@@ -1,5 +1,5 @@
 """Write docs/asyncapi.yaml: every subject and every message that crosses NATS, from `broker/subjects.py` and
-`broker/wire.py`.
+`broker/wire`.
 
     python scripts/asyncapi.py            # writes it
     python scripts/asyncapi.py --check    # fails where it is not what the code says
@@ -17,8 +17,10 @@ from typing import Any
 import msgspec
 import yaml
 
-from inferflux.broker import subjects, wire
+from inferflux.broker import subjects
 from inferflux.broker.subjects import Lane, RequestKey, ServiceClass
+from inferflux.broker.wire import batches, fleet, policies, requests
+from inferflux.broker.wire.base import Wire
 from inferflux.config.version import package_version
 
 PATH = Path(__file__).resolve().parents[1] / "docs" / "asyncapi.yaml"
@@ -174,28 +176,29 @@ def channels() -> dict[str, Channel]:
 
 def documents(*others: str) -> tuple[str, ...]:
     """Documents of the control plane: entries that are strict and no part of another, but for these."""
-    known = structs(wire)
+    known = structs()
     parts = {word for each in known.values() for word in re.findall(r"\w+", str(inspect.get_annotations(each)))}
     strict = (name for name, each in known.items() if each.__struct_config__.forbid_unknown_fields)
     return tuple(name for name in strict if name not in parts and name not in others)
 
 
-def structs(module: Any) -> dict[str, type[wire.Wire]]:
-    """Every message that the module defines."""
+def structs() -> dict[str, type[Wire]]:
+    """Every message that there is."""
     return {
         name: each
+        for module in (requests, fleet, policies, batches)
         for name, each in vars(module).items()
         if inspect.isclass(each)
-        and issubclass(each, wire.Wire)
+        and issubclass(each, Wire)
         and each.__module__ == module.__name__
         and not name.startswith("_")
-        and each not in (wire.Wire, wire.Prompt, wire.Generation)
+        and each not in (requests.Prompt, requests.Generation)
     }
 
 
 def document() -> dict[str, Any]:
     """The AsyncAPI 3 document."""
-    known = structs(wire)
+    known = structs()
     schemas, components = msgspec.json.schema_components(known.values(), ref_template="#/components/schemas/{name}")
     messages: dict[str, Any] = {
         name: {

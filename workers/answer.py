@@ -10,7 +10,8 @@ from enum import Enum, auto
 import msgspec
 
 from inferflux.broker.errors import Code
-from inferflux.broker.wire import Failure, Frame, Usage, encode, failure
+from inferflux.broker.wire.base import encode
+from inferflux.broker.wire.requests import Failure, Frame, Usage, failure
 from inferflux.registry.guardrails.guard import Guard
 from inferflux.registry.guardrails.matcher import Matcher
 from inferflux.registry.guardrails.rule import Rule

@@ -21,7 +21,7 @@ from inferflux.broker.errors import (
     RequestError,
 )
 from inferflux.broker.subjects import RequestKey
-from inferflux.broker.wire import AnyPrompt, CompletionPrompt, Failure, Usage, failure
+from inferflux.broker.wire.requests import AnyPrompt, CompletionPrompt, Failure, Usage, failure
 from inferflux.config.audit import Actor
 from inferflux.config.logs import get_logger
 from inferflux.config.settings import Settings

@@ -9,7 +9,7 @@ import msgspec
 
 from inferflux.broker.broker import Broker, Delivery
 from inferflux.broker.subjects import OWNER_TENANT, Counter, RequestKey, key_id
-from inferflux.broker.wire import AnyPrompt, Usage
+from inferflux.broker.wire.requests import AnyPrompt, Usage
 from inferflux.registry.limits import LimitBook
 from inferflux.registry.quota import Scope, budget_counter, budget_refusal, pack, read, requests_refusal, tokens_refusal
 from inferflux.registry.usage import usage_amount, usage_counter

@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Sequence
 
 from inferflux.broker.errors import RequestError
-from inferflux.broker.wire import CacheOrders, Message, WarmPrefix
+from inferflux.broker.wire.policies import CacheOrders, WarmPrefix
+from inferflux.broker.wire.requests import Message
 from inferflux.config.logs import get_logger
 from inferflux.registry.cache import cache_document
 from inferflux.registry.control import Control

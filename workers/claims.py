@@ -9,7 +9,7 @@ from typing import Literal
 from inferflux.broker.broker import Broker
 from inferflux.broker.errors import BrokerUnavailable
 from inferflux.broker.subjects import RequestKey
-from inferflux.broker.wire import Claim
+from inferflux.broker.wire.requests import Claim
 
 RETRY_S = 0.2
 

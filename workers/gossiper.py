@@ -10,7 +10,8 @@ from collections.abc import Callable
 from inferflux.broker.broker import Broker, Subscription
 from inferflux.broker.errors import BrokerError
 from inferflux.broker.fairshare import FairShare
-from inferflux.broker.wire import Gossip, decode_gossip, encode
+from inferflux.broker.wire.base import encode
+from inferflux.broker.wire.fleet import Gossip, decode_gossip
 from inferflux.config.logs import get_logger
 
 log = get_logger("worker.gossip")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from inferflux.broker.wire import Hardware
+from inferflux.broker.wire.fleet import Hardware
 from inferflux.config.settings import Settings
 
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")

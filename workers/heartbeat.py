@@ -12,7 +12,8 @@ import psutil
 from inferflux.broker.broker import Broker, Bucket
 from inferflux.broker.errors import BrokerError
 from inferflux.broker.subjects import BUCKET_WORKERS, encode_token
-from inferflux.broker.wire import WorkerBeat, encode
+from inferflux.broker.wire.base import encode
+from inferflux.broker.wire.fleet import WorkerBeat
 from inferflux.config.logs import get_logger
 from inferflux.config.version import package_version
 

@@ -11,7 +11,8 @@ from typing import Literal
 
 from inferflux.broker.errors import Code, RequestError
 from inferflux.broker.subjects import ServiceClass
-from inferflux.broker.wire import Failure, ModelBeat
+from inferflux.broker.wire.fleet import ModelBeat
+from inferflux.broker.wire.requests import Failure
 from inferflux.config.logs import get_logger
 from inferflux.config.metrics import WorkerMetrics
 from inferflux.config.settings import FairnessSettings, MinShareSettings, RuntimeSettings, SchedulerSettings

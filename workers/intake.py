@@ -12,7 +12,7 @@ from inferflux.broker.broker import Bell, Broker, Delivery, LaneLimits, Subscrip
 from inferflux.broker.errors import BrokerError
 from inferflux.broker.fairshare import FairShare
 from inferflux.broker.subjects import Lane, ServiceClass
-from inferflux.broker.wire import Gossip, Hardware
+from inferflux.broker.wire.fleet import Gossip, Hardware
 from inferflux.config.logs import get_logger
 from inferflux.config.settings import Settings
 from inferflux.registry.tenants import Tenants

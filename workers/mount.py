@@ -11,7 +11,7 @@ import msgspec
 
 from inferflux.broker.broker import Broker
 from inferflux.broker.errors import BrokerError
-from inferflux.broker.wire import ModelBeat
+from inferflux.broker.wire.fleet import ModelBeat
 from inferflux.config.logs import get_logger
 from inferflux.config.settings import MinShareSettings
 

@@ -12,7 +12,7 @@ from inferflux.broker.broker import Bell, Broker, Delivery, Forwarded, Offer, Su
 from inferflux.broker.errors import BrokerError, BrokerUnavailable
 from inferflux.broker.fairshare import FairShare
 from inferflux.broker.subjects import HEADER_PREFIX
-from inferflux.broker.wire import Gossip, Hardware
+from inferflux.broker.wire.fleet import Gossip, Hardware
 from inferflux.config.logs import get_logger
 
 from .advance import Advance

@@ -8,7 +8,14 @@ import msgspec
 
 from inferflux.broker.errors import Code, RequestError
 from inferflux.broker.ownership import usable
-from inferflux.broker.wire import AnyPrompt, ChatPrompt, CompletionPrompt, EmbeddingPrompt, Generation, decode_prompt
+from inferflux.broker.wire.requests import (
+    AnyPrompt,
+    ChatPrompt,
+    CompletionPrompt,
+    EmbeddingPrompt,
+    Generation,
+    decode_prompt,
+)
 
 from .backends.backend import Capacity, SamplingParams
 from .engine.job import Job

@@ -7,7 +7,7 @@ from inferflux.broker.errors import RequestError
 from inferflux.broker.ownership import owner_of, request_id
 from inferflux.broker.stamp import Stamper
 from inferflux.broker.subjects import HEADER_MSG_ID, HEADER_STAMP, RequestKey, infer
-from inferflux.broker.wire import AnyPrompt, Failure, failure
+from inferflux.broker.wire.requests import AnyPrompt, Failure, failure
 from inferflux.registry.tenants import Tenants
 
 from .attempt import Task

@@ -10,7 +10,8 @@ import msgspec
 from msgspec.structs import replace
 
 from inferflux.broker.errors import ConfigError
-from inferflux.broker.wire import Hardware, ModelRegistry
+from inferflux.broker.wire.fleet import Hardware
+from inferflux.broker.wire.policies import ModelRegistry
 from inferflux.config.logs import get_logger
 from inferflux.config.metrics import WorkerMetrics
 from inferflux.config.settings import RuntimeSettings, SchedulerSettings, Settings

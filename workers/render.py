@@ -13,7 +13,7 @@ import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from inferflux.broker.errors import Code, RequestError
-from inferflux.broker.wire import Message
+from inferflux.broker.wire.requests import Message
 
 from .backends.backend import Tokenizer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from inferflux.broker.broker import Tape
-from inferflux.broker.wire import Frame, decode_frame
+from inferflux.broker.wire.requests import Frame, decode_frame
 
 from .seal import RequestSeal
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
-from inferflux.broker.wire import TokenLogprob
+from inferflux.broker.wire.requests import TokenLogprob
 from inferflux.registry.guardrails.matcher import Decided, Matcher, Scanner
 from inferflux.registry.guardrails.rule import Rule
 

@@ -16,7 +16,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from inferflux.broker.subjects import RequestKey
-from inferflux.broker.wire import Frame
+from inferflux.broker.wire.requests import Frame
 
 _NONCE = struct.Struct(">IHHI")
 

@@ -16,7 +16,7 @@ from inferflux.broker.errors import BrokerError
 from inferflux.broker.fairshare import FairShare
 from inferflux.broker.prefix import prefix_digest
 from inferflux.broker.subjects import OWNER_TENANT, RequestKey
-from inferflux.broker.wire import Claim
+from inferflux.broker.wire.requests import Claim
 from inferflux.config.logs import get_logger
 from inferflux.config.settings import MinShareSettings, Settings
 from inferflux.registry.control import Control

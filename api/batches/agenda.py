@@ -6,7 +6,7 @@ from collections import Counter
 
 import msgspec
 
-from inferflux.broker.wire import Batch
+from inferflux.broker.wire.batches import Batch
 
 from .records import OVER, Kept
 

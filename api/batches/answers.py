@@ -6,7 +6,7 @@ from typing import Generic, Literal, Protocol, Self, TypeVar
 
 import msgspec
 
-from inferflux.broker.wire import Batch, LineProblem
+from inferflux.broker.wire.batches import Batch, LineProblem
 
 from ..files import StoredFile
 

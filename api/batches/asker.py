@@ -24,7 +24,8 @@ from inferflux.broker.errors import (
     TooManyLanes,
 )
 from inferflux.broker.subjects import Lane, RequestKey, api_owner
-from inferflux.broker.wire import Batch, Failure, Usage
+from inferflux.broker.wire.batches import Batch
+from inferflux.broker.wire.requests import Failure, Usage
 from inferflux.config.audit import Actor
 from inferflux.registry.guardrails.guard import told
 from inferflux.registry.models import ModelEntry

@@ -11,7 +11,7 @@ import msgspec
 
 from inferflux.broker.errors import Code, RequestError
 from inferflux.broker.subjects import ServiceClass
-from inferflux.broker.wire import Batch
+from inferflux.broker.wire.batches import Batch
 from inferflux.registry.tenants import Principal, Tenant
 
 from ..paging import behind

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from inferflux.broker.errors import RevisionConflict
-from inferflux.broker.wire import Batch
+from inferflux.broker.wire.batches import Batch
 
 from .records import OVER, BatchRecords, Kept
 

@@ -7,7 +7,7 @@ import secrets
 import time
 
 from inferflux.broker.subjects import journal_name
-from inferflux.broker.wire import Batch
+from inferflux.broker.wire.batches import Batch
 
 BATCH_PREFIX = "batch_"
 FILE_PREFIX = "file-"

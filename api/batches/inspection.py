@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from inferflux.broker.errors import BrokerUnavailable, ObjectDamaged
-from inferflux.broker.wire import Batch, LineProblem
+from inferflux.broker.wire.batches import Batch, LineProblem
 from inferflux.registry.tenants import Principal
 
 from ..auth import usable_model

@@ -13,7 +13,8 @@ import msgspec
 from inferflux.broker.broker import ChunkStore
 from inferflux.broker.errors import ObjectDamaged, RevisionConflict
 from inferflux.broker.objects import CHUNK_BYTES
-from inferflux.broker.wire import BatchEntry, encode
+from inferflux.broker.wire.base import encode
+from inferflux.broker.wire.batches import BatchEntry
 
 _decode_lines = msgspec.json.Decoder(BatchEntry).decode_lines
 

@@ -14,7 +14,7 @@ import msgspec
 from inferflux.broker.broker import Entry
 from inferflux.broker.errors import BrokerError, BrokerUnavailable, RevisionConflict
 from inferflux.broker.subjects import BATCH, parse_batch_key
-from inferflux.broker.wire import Batch, BatchStatus
+from inferflux.broker.wire.batches import Batch, BatchStatus
 from inferflux.config.logs import get_logger
 
 from .agenda import Agenda

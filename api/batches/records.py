@@ -10,7 +10,8 @@ import msgspec
 from inferflux.broker.broker import Broker, Bucket
 from inferflux.broker.errors import BrokerUnavailable, RevisionConflict
 from inferflux.broker.subjects import BATCH, BUCKET_BATCHES, batch_key, parse_batch_key
-from inferflux.broker.wire import Batch, BatchSubmission, encode
+from inferflux.broker.wire.base import encode
+from inferflux.broker.wire.batches import Batch, BatchSubmission
 
 MAX_RACES = 20
 OVER = frozenset({"completed", "failed", "expired", "cancelled"})

@@ -13,7 +13,7 @@ import msgspec
 from inferflux.broker.errors import RevisionConflict
 from inferflux.broker.objects import Objects, ObjectWriter
 from inferflux.broker.subjects import object_name
-from inferflux.broker.wire import Batch, BatchEntry, ObjectInfo
+from inferflux.broker.wire.batches import Batch, BatchEntry, ObjectInfo
 
 from .identity import request_name, result_file
 

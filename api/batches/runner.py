@@ -16,7 +16,7 @@ from typing import Literal
 import msgspec
 
 from inferflux.broker.errors import BrokerError, BrokerUnavailable, ObjectDamaged
-from inferflux.broker.wire import Batch, BatchEnding, BatchEntry, LineProblem
+from inferflux.broker.wire.batches import Batch, BatchEnding, BatchEntry, LineProblem
 from inferflux.config.logs import get_logger
 
 from .held import HeldBatch, LeaseLost

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from inferflux.broker.errors import ObjectDamaged
 from inferflux.broker.objects import Objects
 from inferflux.broker.subjects import object_name
-from inferflux.broker.wire import Batch, ObjectInfo
+from inferflux.broker.wire.batches import Batch, ObjectInfo
 
 from .services import insist
 from .splitter import Line, LineSplitter

@@ -13,7 +13,8 @@ from inferflux.broker import objects
 from inferflux.broker.broker import Entry
 from inferflux.broker.errors import BrokerError, Code, RequestError, RevisionConflict
 from inferflux.broker.subjects import object_name, submission_key
-from inferflux.broker.wire import Batch, BatchSubmission, LineProblem, ObjectInfo, encode
+from inferflux.broker.wire.base import encode
+from inferflux.broker.wire.batches import Batch, BatchSubmission, LineProblem, ObjectInfo
 from inferflux.config.logs import get_logger
 
 from .batches import BATCH_FILE, checked_class, checked_endpoint, checked_metadata, window_s

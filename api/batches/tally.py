@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from inferflux.broker.wire import BatchEntry, LineCounts, Usage
+from inferflux.broker.wire.batches import BatchEntry, LineCounts
+from inferflux.broker.wire.requests import Usage
 
 
 class Tally:

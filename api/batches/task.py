@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from inferflux.broker.errors import Code, RequestError
-from inferflux.broker.wire import AnyPrompt
+from inferflux.broker.wire.requests import AnyPrompt
 
 from .. import parameters
 from ..ask import Ask, ask

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable
 
 from inferflux.broker.errors import RequestError
-from inferflux.broker.wire import LineProblem
+from inferflux.broker.wire.batches import LineProblem
 
 from .splitter import Line
 from .task import LineError, read_task

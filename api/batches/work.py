@@ -10,7 +10,8 @@ import msgspec
 
 from inferflux.broker.errors import BrokerError, Code
 from inferflux.broker.subjects import Lane, RequestKey, ServiceClass, api_owner
-from inferflux.broker.wire import Batch, BatchEntry, Failure, Usage, failure
+from inferflux.broker.wire.batches import Batch, BatchEntry
+from inferflux.broker.wire.requests import Failure, Usage, failure
 from inferflux.config.logs import get_logger
 from inferflux.registry.models import ModelEntry
 

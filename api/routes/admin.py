@@ -9,7 +9,7 @@ from litestar import Response, get
 from litestar.di import NamedDependency
 from prometheus_client import generate_latest
 
-from inferflux.broker.wire import WorkerBeat
+from inferflux.broker.wire.fleet import WorkerBeat
 from inferflux.registry.fleet import Fleet
 
 from ..status import Status

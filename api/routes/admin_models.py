@@ -12,7 +12,7 @@ from litestar.params import FromPath, FromQuery
 from msgspec import Meta
 
 from inferflux.broker.errors import Code, RequestError
-from inferflux.broker.wire import ModelRecord, ModelRegistry
+from inferflux.broker.wire.policies import ModelRecord, ModelRegistry
 from inferflux.registry import amendments
 from inferflux.registry.fleet import Fleet
 from inferflux.registry.model_store import ModelStore

@@ -12,7 +12,7 @@ from litestar.params import FromPath, FromQuery
 from msgspec import Meta
 
 from inferflux.broker.errors import Code, RequestError
-from inferflux.broker.wire import ApiKey
+from inferflux.broker.wire.policies import ApiKey
 from inferflux.config.settings import Scope
 from inferflux.registry.identities import ApiKeys
 from inferflux.registry.tenants import Tenants

@@ -11,7 +11,8 @@ from litestar.params import FromQuery
 from msgspec import Meta
 
 from inferflux.broker.errors import Code, RequestError
-from inferflux.broker.wire import CacheOrders, Message, WarmPrefix
+from inferflux.broker.wire.policies import CacheOrders, WarmPrefix
+from inferflux.broker.wire.requests import Message
 from inferflux.registry.cache import CacheStore
 from inferflux.registry.fleet import Fleet
 

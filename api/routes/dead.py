@@ -11,7 +11,7 @@ from litestar.params import FromPath, FromQuery
 
 from inferflux.broker.errors import Code, RequestError
 from inferflux.broker.subjects import ServiceClass
-from inferflux.broker.wire import AnyPrompt, decode_prompt
+from inferflux.broker.wire.requests import AnyPrompt, decode_prompt
 from inferflux.config.logs import get_logger
 from inferflux.registry.deadletters import DeadLetters, Letter
 from inferflux.registry.tenants import Tenants

@@ -10,7 +10,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromQuery
 from msgspec import Meta
 
-from inferflux.broker.wire import Fairness
+from inferflux.broker.wire.policies import Fairness
 from inferflux.registry.fairness import FairnessStore, ShareName, shares
 from inferflux.registry.tenants import Tenants
 

@@ -10,7 +10,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromQuery
 from msgspec import UNSET, Meta, UnsetType
 
-from inferflux.broker.wire import GuardrailSet
+from inferflux.broker.wire.policies import GuardrailSet
 from inferflux.registry.control import Control
 from inferflux.registry.guardrails.guard import hits
 from inferflux.registry.guardrails.matcher import Matcher, redacted

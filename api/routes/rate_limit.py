@@ -11,7 +11,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromQuery
 from msgspec import UNSET, Meta, UnsetType
 
-from inferflux.broker.wire import Limits, NumAllowed, RateLimit, TenantLimit
+from inferflux.broker.wire.policies import Limits, NumAllowed, RateLimit, TenantLimit
 from inferflux.registry.limits import LimitStore, key_limit, tenant_limit
 
 from ..gateway import Gateway

@@ -12,7 +12,7 @@ from litestar.di import NamedDependency
 from litestar.params import FromQuery
 from msgspec import UNSET, Meta, UnsetType
 
-from inferflux.broker.wire import ModelChange, ModelRegistry
+from inferflux.broker.wire.policies import ModelChange, ModelRegistry
 from inferflux.registry import amendments
 from inferflux.registry.model_store import ModelStore
 from inferflux.registry.models import BOUNDS, ModelEntry, entries_of

@@ -12,7 +12,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from inferflux.broker.errors import Code, RequestError
 from inferflux.broker.subjects import encode_token
-from inferflux.broker.wire import TenantRecord
+from inferflux.broker.wire.policies import TenantRecord
 from inferflux.config.settings import ServiceClassName
 from inferflux.registry.identities import TenantRecords
 from inferflux.registry.tenants import Tenant, Tenants

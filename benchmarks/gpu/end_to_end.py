@@ -23,7 +23,7 @@ from shapes_gpu import SHAPES, write_model
 from inferflux.broker.memory import MemoryBroker, MemoryHub
 from inferflux.broker.stamp import Stamper
 from inferflux.broker.subjects import Lane, RequestKey, ServiceClass, tenant_owner
-from inferflux.broker.wire import Frame, decode_frame
+from inferflux.broker.wire.requests import Frame, decode_frame
 from inferflux.config.metrics import WorkerMetrics
 from inferflux.config.settings import (
     RuntimeSettings,

@@ -8,7 +8,8 @@ from typing import Any
 
 from inferflux.broker.errors import Code, RequestError
 from inferflux.broker.subjects import BUCKET_POLICY, KEY_GUARDRAILS, Lane
-from inferflux.broker.wire import AnyPrompt, ChatPrompt, CompletionPrompt, Generation, GuardrailAction, Guardrails
+from inferflux.broker.wire.policies import GuardrailAction, Guardrails
+from inferflux.broker.wire.requests import AnyPrompt, ChatPrompt, CompletionPrompt, Generation
 from inferflux.config.audit import Audit
 from inferflux.config.logs import get_logger
 from inferflux.config.settings import GuardrailSettings

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import msgspec
 
-from inferflux.broker.wire import GuardrailAction, Guardrails, GuardrailSet, GuardrailStage
+from inferflux.broker.wire.policies import GuardrailAction, Guardrails, GuardrailSet, GuardrailStage
 from inferflux.config.errors import ConfigError
 from inferflux.config.settings import GuardrailSettings
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from inferflux.broker.wire import AnyPrompt, ChatPrompt, CompletionPrompt
+from inferflux.broker.wire.requests import AnyPrompt, ChatPrompt, CompletionPrompt
 
 Spell = Callable[[Sequence[int]], str]
 """The text of token ids."""

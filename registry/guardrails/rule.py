@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
-from inferflux.broker.wire import GuardrailAction
+from inferflux.broker.wire.policies import GuardrailAction
 
 _STRENGTH = {"flag": 0, "redact": 1, "block": 2}
 

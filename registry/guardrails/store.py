@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import msgspec
 
 from inferflux.broker.errors import Code, RequestError
-from inferflux.broker.wire import Guardrails, GuardrailSet
+from inferflux.broker.wire.policies import Guardrails, GuardrailSet
 from inferflux.config.logs import get_logger
 from inferflux.config.settings import GuardrailSettings
 

@@ -11,7 +11,8 @@ from inferflux.broker.broker import LaneLimits
 from inferflux.broker.errors import ClaimLost, Code
 from inferflux.broker.memory import MemoryBroker, MemoryHub
 from inferflux.broker.subjects import Lane, RequestKey, ServiceClass
-from inferflux.broker.wire import Claim, Frame, Usage, decode_frame, encode, failure
+from inferflux.broker.wire.base import encode
+from inferflux.broker.wire.requests import Claim, Frame, Usage, decode_frame, failure
 
 KEY = RequestKey("a-replica", "r1")
 LANE = Lane("m", ServiceClass.DEFAULT, "t")

@@ -10,7 +10,7 @@ from inferflux.api.events import ChatEvents, CompletionEvents, Events
 from inferflux.api.exchange import Ticket
 from inferflux.api.replies import TapeFrame
 from inferflux.broker.subjects import Lane, RequestKey, ServiceClass
-from inferflux.broker.wire import Frame, TokenLogprob, Usage
+from inferflux.broker.wire.requests import Frame, TokenLogprob, Usage
 from inferflux.registry.models import ModelEntry
 
 TICKET = Ticket(

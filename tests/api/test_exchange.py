@@ -12,7 +12,7 @@ from harness.scripted_worker import Turn, hello, silent
 from inferflux.api import exchange, patience
 from inferflux.api.cancel import Order
 from inferflux.broker.errors import BrokerUnavailable
-from inferflux.broker.wire import decode_frame
+from inferflux.broker.wire.requests import decode_frame
 from inferflux.config.settings import Settings
 
 HI = {"messages": [{"role": "user", "content": "Hi"}]}

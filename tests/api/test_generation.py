@@ -9,7 +9,7 @@ from harness.scripted_worker import Turn, failing
 
 from inferflux.broker.errors import Code
 from inferflux.broker.subjects import ServiceClass
-from inferflux.broker.wire import ChatPrompt, CompletionPrompt, TokenLogprob, Usage
+from inferflux.broker.wire.requests import ChatPrompt, CompletionPrompt, TokenLogprob, Usage
 
 TOP = TokenLogprob(token="lo", logprob=-2.0, bytes=(108, 111))
 LOGPROB = TokenLogprob(token="Hel", logprob=-0.5, bytes=(72, 101, 108), top=(TOP,))
@@ -295,6 +295,6 @@ async def test_code_of_a_newer_worker_is_a_server_error(api: Any) -> None:
 
 
 def _failure() -> Any:
-    from inferflux.broker.wire import Failure
+    from inferflux.broker.wire.requests import Failure
 
     return Failure

@@ -13,7 +13,7 @@ from harness.scripted_worker import Turn, failing, hello, silent
 from inferflux.api import idempotency
 from inferflux.api.cancel import Order
 from inferflux.broker.errors import BrokerError, BrokerUnavailable, Code, MessageTooLarge, QueueFull
-from inferflux.broker.wire import failure
+from inferflux.broker.wire.requests import failure
 
 HI = {"messages": [{"role": "user", "content": "Hi"}]}
 

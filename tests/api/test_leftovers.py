@@ -10,7 +10,8 @@ from inferflux.broker.broker import LaneLimits
 from inferflux.broker.errors import Code
 from inferflux.broker.memory import MemoryBroker, MemoryHub
 from inferflux.broker.subjects import Lane, RequestKey, ServiceClass
-from inferflux.broker.wire import Claim, Frame, Usage, encode, failure
+from inferflux.broker.wire.base import encode
+from inferflux.broker.wire.requests import Claim, Frame, Usage, failure
 
 WINDOW_S = 60.0
 KEY = RequestKey("a-replica", "r1")

@@ -17,7 +17,8 @@ from inferflux.api.throttle import Throttle
 from inferflux.broker import jetstream_api, subjects
 from inferflux.broker.errors import Code, RequestError
 from inferflux.broker.subjects import Series
-from inferflux.broker.wire import Limits, RateLimit, TenantLimit, Usage
+from inferflux.broker.wire.policies import Limits, RateLimit, TenantLimit
+from inferflux.broker.wire.requests import Usage
 from inferflux.config.metrics import ApiMetrics
 from inferflux.config.settings import AuthSettings
 from inferflux.registry.limits import LimitBook

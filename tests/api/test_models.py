@@ -12,7 +12,9 @@ import pytest
 from harness.fleet import deadline
 
 from inferflux.broker.subjects import BUCKET_WORKERS
-from inferflux.broker.wire import ModelBeat, ModelRecord, ModelRegistry, WorkerBeat, encode
+from inferflux.broker.wire.base import encode
+from inferflux.broker.wire.fleet import ModelBeat, WorkerBeat
+from inferflux.broker.wire.policies import ModelRecord, ModelRegistry
 from inferflux.config.settings import RegistrySettings
 from inferflux.registry.listing import Listing
 from inferflux.registry.models import listed

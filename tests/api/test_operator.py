@@ -12,7 +12,7 @@ from harness.scripted_worker import LIMITS, Turn, failing, silent
 
 from inferflux.broker.errors import Code
 from inferflux.broker.subjects import Lane, RequestKey, ServiceClass, tenant_owner
-from inferflux.broker.wire import Claim, decode_frame, failure
+from inferflux.broker.wire.requests import Claim, decode_frame, failure
 from inferflux.registry.deadletters import DeadLetters
 from inferflux.registry.fairness import FairnessStore
 from inferflux.registry.store import PolicyStore

@@ -6,7 +6,7 @@ import pytest
 
 from inferflux.api.overdue import LOOK_S, MARGIN_S, ORPHAN_S, Agenda, Case, verdict
 from inferflux.broker.subjects import Lane, ServiceClass
-from inferflux.broker.wire import Claim
+from inferflux.broker.wire.requests import Claim
 from inferflux.config.settings import QueueSettings
 
 SETTINGS = QueueSettings(no_backend_grace_s=10, lease_s=15)

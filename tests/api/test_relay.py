@@ -14,7 +14,8 @@ from inferflux.api.replies import ReplyStream
 from inferflux.broker.broker import Reply
 from inferflux.broker.memory import MemoryBroker, MemoryHub
 from inferflux.broker.subjects import Lane, RequestKey, ServiceClass
-from inferflux.broker.wire import Claim, Frame, Usage, encode
+from inferflux.broker.wire.base import encode
+from inferflux.broker.wire.requests import Claim, Frame, Usage
 
 KEY = RequestKey("a-replica", "r1")
 

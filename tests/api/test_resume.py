@@ -13,7 +13,7 @@ from harness.scripted_worker import Turn
 from inferflux.api.presence import OWNER
 from inferflux.broker.errors import BrokerUnavailable
 from inferflux.broker.subjects import BUCKET_PRESENCE, encode_token
-from inferflux.broker.wire import TokenLogprob, decode_frame
+from inferflux.broker.wire.requests import TokenLogprob, decode_frame
 
 PROMPT = {"prompt": "Hi", "stream": True, "stream_options": {"include_usage": True}}
 RESUMABLE = {"x_inferflux_resumable": "true"}

@@ -21,7 +21,9 @@ from inferflux.broker.broker import Broker
 from inferflux.broker.errors import ClaimLost
 from inferflux.broker.stamp import Stamp, Stamper
 from inferflux.broker.subjects import BUCKET_WORKERS, HEADER_STAMP, Lane, RequestKey, ServiceClass, encode_token, infer
-from inferflux.broker.wire import Claim, Failure, Frame, ModelBeat, Usage, WorkerBeat, decode_frame, encode
+from inferflux.broker.wire.base import encode
+from inferflux.broker.wire.fleet import ModelBeat, WorkerBeat
+from inferflux.broker.wire.requests import Claim, Failure, Frame, Usage, decode_frame
 from inferflux.config.metrics import ApiMetrics
 from inferflux.config.settings import QueueSettings
 from inferflux.registry.deadletters import DeadLetters

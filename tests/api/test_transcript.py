@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from inferflux.api.transcript import Transcript, Verdict
-from inferflux.broker.wire import Frame
+from inferflux.broker.wire.requests import Frame
 
 
 def frame(index: int, *, attempt: int = 1, num_tokens: int = 1, **fields: Any) -> Frame:

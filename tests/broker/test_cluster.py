@@ -13,7 +13,7 @@ from inferflux.broker.broker import Delivery, Tape
 from inferflux.broker.errors import BrokerUnavailable
 from inferflux.broker.jetstream import JetStreamBroker
 from inferflux.broker.subjects import Lane, RequestKey, ServiceClass
-from inferflux.broker.wire import Claim
+from inferflux.broker.wire.requests import Claim
 
 pytestmark = pytest.mark.cluster
 

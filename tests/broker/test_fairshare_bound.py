@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from inferflux.broker.fairshare import FairShare
 from inferflux.broker.subjects import Lane
-from inferflux.broker.wire import Gossip
+from inferflux.broker.wire.fleet import Gossip
 
 
 class FirstCome(FairShare):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from harness.fairness import BATCH, fair_share, lane, say
 
-from inferflux.broker.wire import encode
+from inferflux.broker.wire.base import encode
 
 
 class TestFleet:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from inferflux.broker import ledger as ledger_module
 from inferflux.broker.ledger import NUM_KEPT, Account, Chapter, Ledger, Origin
-from inferflux.broker.wire import Gossip, decode_gossip, encode
+from inferflux.broker.wire.base import encode
+from inferflux.broker.wire.fleet import Gossip, decode_gossip
 
 ORIGINS = [Origin("w0", "e1"), Origin("w0", "e2"), Origin("w1", "e1")]
 ACCOUNTS: list[Account] = [("default", "a"), ("batch", "a"), ("default", "b")]

@@ -9,7 +9,7 @@ from inferflux.broker.errors import BrokerUnavailable
 from inferflux.broker.memory import MemoryBroker, MemoryHub
 from inferflux.broker.subjects import Lane, RequestKey, ServiceClass
 from inferflux.broker.topology import DUPLICATE_WINDOW_S
-from inferflux.broker.wire import Claim
+from inferflux.broker.wire.requests import Claim
 from inferflux.config.settings import QueueSettings, Settings, TapeSettings
 
 LANE = Lane("m", ServiceClass.DEFAULT, "acme")

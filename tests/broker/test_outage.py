@@ -23,7 +23,7 @@ from inferflux.broker.subjects import Counter as CountOf
 from inferflux.broker.subjects import Lane, RequestKey, Series, ServiceClass, claim
 from inferflux.broker.subjects import counter as counter_subject
 from inferflux.broker.topology import LIMITS_KEPT
-from inferflux.broker.wire import Claim
+from inferflux.broker.wire.requests import Claim
 from inferflux.config.settings import Settings
 
 pytestmark = pytest.mark.integration

@@ -16,7 +16,7 @@ from inferflux.broker import subjects
 from inferflux.broker.broker import Reply
 from inferflux.broker.errors import BrokerError
 from inferflux.broker.subjects import Lane, RequestKey, ServiceClass
-from inferflux.broker.wire import Claim
+from inferflux.broker.wire.requests import Claim
 
 pytestmark = pytest.mark.integration
 

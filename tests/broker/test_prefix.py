@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from inferflux.broker.prefix import MAX_CHARS, MIN_CHARS, prefix_digest
-from inferflux.broker.wire import AnyPrompt, ChatPrompt, CompletionPrompt, EmbeddingPrompt, Message
+from inferflux.broker.wire.requests import AnyPrompt, ChatPrompt, CompletionPrompt, EmbeddingPrompt, Message
 
 
 def chat(*contents: str) -> ChatPrompt:

@@ -18,7 +18,7 @@ from inferflux.broker.jetstream import JetStreamBroker
 from inferflux.broker.jetstream_api import JetStreamApi
 from inferflux.broker.link import Link
 from inferflux.broker.subjects import Lane, RequestKey, ServiceClass
-from inferflux.broker.wire import Claim
+from inferflux.broker.wire.requests import Claim
 from inferflux.config.settings import BrokerSettings, QueueSettings, Settings, TapeSettings
 
 KEY = RequestKey("a-1", "r")

@@ -11,9 +11,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inferflux.broker import wire
 from inferflux.broker.errors import HTTP_ERRORS, Code
-from inferflux.broker.wire import ChatPrompt, Claim, CompletionPrompt, EmbeddingPrompt, Frame, Message, TokenLogprob
+from inferflux.broker.wire.base import encode
+from inferflux.broker.wire.policies import Fairness
+from inferflux.broker.wire.requests import (
+    AnyPrompt,
+    ChatPrompt,
+    Claim,
+    CompletionPrompt,
+    EmbeddingPrompt,
+    Failure,
+    Frame,
+    Message,
+    TokenLogprob,
+    Usage,
+    decode_claim,
+    decode_frame,
+    decode_prompt,
+)
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 FLOATS = st.floats(-100, 100, allow_nan=False)
@@ -57,26 +72,26 @@ FRAMES = st.builds(
     finish_reason=st.none() | st.sampled_from(["stop", "length", "content_filter"]),
     logprobs=st.none() | st.lists(LOGPROBS, max_size=3).map(tuple),
     embedding=st.none() | st.lists(FLOATS, max_size=4).map(tuple),
-    usage=st.none() | st.builds(wire.Usage, prompt_tokens=st.integers(0, 999)),
-    error=st.none() | st.builds(wire.Failure, code=TEXT, message=TEXT, retry_after_s=st.none() | FLOATS),
+    usage=st.none() | st.builds(Usage, prompt_tokens=st.integers(0, 999)),
+    error=st.none() | st.builds(Failure, code=TEXT, message=TEXT, retry_after_s=st.none() | FLOATS),
 )
 
 
 @given(PROMPTS)
-def test_prompt_comes_back(prompt: wire.AnyPrompt) -> None:
-    assert wire.decode_prompt(wire.encode(prompt)) == prompt
+def test_prompt_comes_back(prompt: AnyPrompt) -> None:
+    assert decode_prompt(encode(prompt)) == prompt
 
 
 @given(FRAMES)
 def test_frame_comes_back(frame: Frame) -> None:
-    assert wire.decode_frame(wire.encode(frame)) == frame
+    assert decode_frame(encode(frame)) == frame
     assert frame.terminal == (frame.usage is not None or frame.error is not None)
 
 
 @given(PROMPTS)
-def test_unknown_fields_are_ignored(prompt: wire.AnyPrompt) -> None:
-    newer = json.loads(wire.encode(prompt)) | {"of_a_later_version": [1, {"x": None}]}
-    assert wire.decode_prompt(json.dumps(newer).encode()) == prompt
+def test_unknown_fields_are_ignored(prompt: AnyPrompt) -> None:
+    newer = json.loads(encode(prompt)) | {"of_a_later_version": [1, {"x": None}]}
+    assert decode_prompt(json.dumps(newer).encode()) == prompt
 
 
 @pytest.mark.parametrize(
@@ -94,40 +109,36 @@ def test_unknown_fields_are_ignored(prompt: wire.AnyPrompt) -> None:
 )
 def test_bad_prompt_names_the_field(body: bytes, names: str) -> None:
     with pytest.raises(msgspec.ValidationError, match=names):
-        wire.decode_prompt(body)
+        decode_prompt(body)
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b'{"type": "completion", "id": "\xff"}', b"not json"])
 def test_what_is_no_json(body: bytes) -> None:
     with pytest.raises((msgspec.DecodeError, UnicodeDecodeError)):
-        wire.decode_prompt(body)
+        decode_prompt(body)
 
 
 def test_defaults_are_not_sent() -> None:
-    assert wire.encode(CompletionPrompt(id="r", prompt="x")) == b'{"type":"completion","id":"r","prompt":"x"}'
-    assert wire.encode(Claim(worker="w")) == b'{"worker":"w"}'
+    assert encode(CompletionPrompt(id="r", prompt="x")) == b'{"type":"completion","id":"r","prompt":"x"}'
+    assert encode(Claim(worker="w")) == b'{"worker":"w"}'
 
 
 def test_not_a_number_does_not_leave() -> None:
-    assert wire.decode_frame(wire.encode(Frame(id="r", attempt=1, embedding=(0.1 + 0.2,)))).embedding == (0.1 + 0.2,)
+    assert decode_frame(encode(Frame(id="r", attempt=1, embedding=(0.1 + 0.2,)))).embedding == (0.1 + 0.2,)
     with pytest.raises(msgspec.ValidationError):
-        wire.decode_frame(wire.encode(Frame(id="r", attempt=1, embedding=(math.nan,))))
+        decode_frame(encode(Frame(id="r", attempt=1, embedding=(math.nan,))))
 
 
 @pytest.mark.parametrize("body", [b"", b"\xff", b'{"stream":"PROMPTS","seq":4}', b'{"worker":"w","state":"new"}'])
 def test_what_is_no_claim_is_that_of_a_worker_that_is_gone(body: bytes) -> None:
-    claim = wire.decode_claim(body)
+    claim = decode_claim(body)
     assert (claim.worker, claim.state, claim.prompt, claim.num_attempts) == ("", "running", 0, 0)
 
 
 def test_an_acknowledgement_is_no_fairness() -> None:
     with pytest.raises(msgspec.ValidationError, match="stream"):
-        msgspec.json.decode(b'{"stream":"PROMPTS","seq":4}', type=wire.Fairness)
+        msgspec.json.decode(b'{"stream":"PROMPTS","seq":4}', type=Fairness)
 
 
 def test_every_code_has_an_http_error() -> None:
     assert set(HTTP_ERRORS) == set(Code)
-
-
-def test_schema_names_every_message() -> None:
-    assert {"CompletionPrompt", "ChatPrompt", "EmbeddingPrompt", "Frame", "Claim"} <= set(wire.json_schema())

@@ -14,7 +14,7 @@ from inferflux.api.cancel import Canceller, Order
 from inferflux.api.relay import Relay
 from inferflux.broker.errors import Code
 from inferflux.broker.subjects import tenant_owner
-from inferflux.broker.wire import failure
+from inferflux.broker.wire.requests import failure
 
 Scenario = Callable[[Fleet], Awaitable[None]]
 WHY = failure(Code.CANCELLED, "the client went away")

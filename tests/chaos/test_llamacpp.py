@@ -20,7 +20,7 @@ from harness.server import Server, running_server
 from inferflux.api.identity import key_of
 from inferflux.broker.credentials import ROLE_WORKER, resolve
 from inferflux.broker.jetstream import JetStreamBroker
-from inferflux.broker.wire import decode_frame
+from inferflux.broker.wire.requests import decode_frame
 from inferflux.config.settings import BrokerSettings, Settings
 from inferflux.workers.replay import Replay
 from inferflux.workers.seal import Sealer

@@ -20,7 +20,7 @@ from inferflux.api.identity import key_of
 from inferflux.broker.credentials import ROLE_WORKER
 from inferflux.broker.errors import Code
 from inferflux.broker.jetstream import JetStreamBroker
-from inferflux.broker.wire import Claim
+from inferflux.broker.wire.requests import Claim
 from inferflux.config.settings import BrokerSettings, Settings
 
 pytestmark = pytest.mark.integration

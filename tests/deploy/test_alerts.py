@@ -24,7 +24,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from inferflux.broker.jetstream import JetStreamBroker
 from inferflux.broker.subjects import Lane, RequestKey, ServiceClass, tenant_owner
-from inferflux.broker.wire import Claim
+from inferflux.broker.wire.requests import Claim
 from inferflux.config import load
 from inferflux.config.audit import MAX_WAITING, SYSTEM, Audit
 from inferflux.config.metrics import PolicyMetrics, WorkerMetrics

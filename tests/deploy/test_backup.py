@@ -31,7 +31,7 @@ from inferflux.broker.subjects import (
     ServiceClass,
     tenant_owner,
 )
-from inferflux.broker.wire import failure
+from inferflux.broker.wire.requests import failure
 from inferflux.config import load
 from inferflux.config.settings import BrokerSettings, Settings
 from inferflux.registry.deadletters import DeadLetters

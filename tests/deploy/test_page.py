@@ -20,7 +20,7 @@ from harness.server import KEY, PUBLISHER, READ_KEY, Server, running_server
 
 from inferflux.broker.jetstream import JetStreamBroker
 from inferflux.broker.subjects import Lane, RequestKey, ServiceClass, tenant_owner
-from inferflux.broker.wire import Claim
+from inferflux.broker.wire.requests import Claim
 from inferflux.config import load
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")

@@ -22,7 +22,7 @@ from harness.server import KEY, TENANT, Server, running_server
 
 from inferflux.broker.broker import Reply
 from inferflux.broker.subjects import Lane, ServiceClass, tenant_owner
-from inferflux.broker.wire import Usage, decode_frame
+from inferflux.broker.wire.requests import Usage, decode_frame
 from inferflux.config.settings import (
     PagedKVSettings,
     QueueSettings,

@@ -18,7 +18,7 @@ from nats.aio.client import Client
 
 from inferflux.broker.jetstream import JetStreamBroker
 from inferflux.broker.subjects import RequestKey
-from inferflux.broker.wire import Claim
+from inferflux.broker.wire.requests import Claim
 from inferflux.config.settings import BrokerSettings, Settings
 
 pytestmark = pytest.mark.integration

@@ -9,7 +9,7 @@ from harness.engine import Choice, Recorder
 from harness.model import model_path
 
 from inferflux.broker.subjects import ServiceClass
-from inferflux.broker.wire import Message
+from inferflux.broker.wire.requests import Message
 from inferflux.config.settings import RuntimeSettings
 from inferflux.workers.backends.backend import SamplingParams
 from inferflux.workers.backends.opening import BackendKind, open_backend

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from inferflux.broker.wire import Failure, TokenLogprob
+from inferflux.broker.wire.requests import Failure, TokenLogprob
 from inferflux.workers.engine.job import Update
 
 TIMEOUT_S = 120.0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from inferflux.broker.fairshare import FairShare
 from inferflux.broker.subjects import Lane, ServiceClass
-from inferflux.broker.wire import decode_gossip, encode
+from inferflux.broker.wire.base import encode
+from inferflux.broker.wire.fleet import decode_gossip
 from inferflux.config.settings import FairnessSettings
 
 from .simulation import MODEL

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from inferflux.broker.jetstream import JetStreamBroker
 from inferflux.broker.stamp import Stamper
 from inferflux.broker.subjects import Lane, RequestKey, ServiceClass, tenant_owner
-from inferflux.broker.wire import Frame, decode_frame
+from inferflux.broker.wire.requests import Frame, decode_frame
 from inferflux.config.metrics import WorkerMetrics
 from inferflux.config.settings import (
     QueueSettings,

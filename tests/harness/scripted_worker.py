@@ -16,18 +16,9 @@ from inferflux.broker.subjects import (
     encode_token,
     infer,
 )
-from inferflux.broker.wire import (
-    AnyPrompt,
-    Claim,
-    Failure,
-    Frame,
-    ModelBeat,
-    Usage,
-    WorkerBeat,
-    decode_prompt,
-    encode,
-    failure,
-)
+from inferflux.broker.wire.base import encode
+from inferflux.broker.wire.fleet import ModelBeat, WorkerBeat
+from inferflux.broker.wire.requests import AnyPrompt, Claim, Failure, Frame, Usage, decode_prompt, failure
 
 SECRET = b"a stamp secret for tests"
 LIMITS = LaneLimits(max_running=100, lease_s=30, idle_s=300)

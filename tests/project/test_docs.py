@@ -9,8 +9,8 @@ import typer
 from harness.checkout import ROOT, pyproject, text
 from prometheus_client import CollectorRegistry
 
-from inferflux.broker import wire
 from inferflux.broker.errors import HTTP_ERRORS, Code
+from inferflux.broker.wire.requests import ChatPrompt, Claim, CompletionPrompt, EmbeddingPrompt, Frame
 from inferflux.cli.main import app
 from inferflux.config.knobs import KNOBS
 from inferflux.config.metrics import ApiMetrics, FleetMetrics, PolicyMetrics, WorkerMetrics
@@ -60,7 +60,7 @@ def test_every_error_code_is_explained_with_its_status() -> None:
 def test_every_field_of_the_wire_is_explained() -> None:
     spans = set(re.findall(r"`([a-z_]+)`", text("docs/protocol.md")))
     spans |= set(re.findall(r'"([a-z_]+)"', text("docs/protocol.md")))
-    for message in (wire.ChatPrompt, wire.CompletionPrompt, wire.EmbeddingPrompt, wire.Frame, wire.Claim):
+    for message in (ChatPrompt, CompletionPrompt, EmbeddingPrompt, Frame, Claim):
         missing = set(message.__struct_fields__) - spans
         assert not missing, message.__name__
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from inferflux.broker.errors import Code, ConfigError, RequestError
-from inferflux.broker.wire import FileMark, ModelChange, ModelRecord, ModelRegistry
+from inferflux.broker.wire.policies import FileMark, ModelChange, ModelRecord, ModelRegistry
 from inferflux.registry import amendments
 from inferflux.registry.listing import Listing
 from inferflux.registry.models import ModelEntry, Models, default_of, entries_of

@@ -10,7 +10,7 @@ import pytest
 from inferflux.broker.errors import Code
 from inferflux.broker.memory import MemoryBroker, MemoryHub
 from inferflux.broker.subjects import BUCKET_DEADLETTERS, HEADER_STAMP, Lane, RequestKey, ServiceClass, parse_key_id
-from inferflux.broker.wire import Claim, LostAttempt, failure
+from inferflux.broker.wire.requests import Claim, LostAttempt, failure
 from inferflux.registry.deadletters import DeadLetters
 
 KEY = RequestKey("t-acme", "job 7")

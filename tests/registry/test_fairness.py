@@ -11,7 +11,7 @@ import pytest
 from inferflux.broker.errors import BrokerUnavailable
 from inferflux.broker.memory import MemoryBroker, MemoryHub
 from inferflux.broker.subjects import BUCKET_POLICY, KEY_FAIRNESS
-from inferflux.broker.wire import Fairness
+from inferflux.broker.wire.policies import Fairness
 from inferflux.config.settings import MinShareSettings, Settings, TenantSettings
 from inferflux.registry.control import Control
 from inferflux.registry.fairness import FairnessStore

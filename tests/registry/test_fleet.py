@@ -4,7 +4,8 @@ import msgspec
 import pytest
 
 from inferflux.broker.broker import Entry
-from inferflux.broker.wire import ModelBeat, WorkerBeat, encode
+from inferflux.broker.wire.base import encode
+from inferflux.broker.wire.fleet import ModelBeat, WorkerBeat
 from inferflux.registry.fleet import Fleet
 
 

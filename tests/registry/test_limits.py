@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from inferflux.broker.memory import MemoryBroker, MemoryHub
-from inferflux.broker.wire import Limits, RateLimit, TenantLimit
+from inferflux.broker.wire.policies import Limits, RateLimit, TenantLimit
 from inferflux.config.settings import AuthSettings, Settings
 from inferflux.registry.control import Control
 from inferflux.registry.limits import LimitBook, LimitStore

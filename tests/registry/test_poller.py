@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from inferflux.broker.errors import BrokerUnavailable
 from inferflux.broker.memory import MemoryBroker, MemoryHub
 from inferflux.broker.subjects import BUCKET_REGISTRY, KEY_MODELS
-from inferflux.broker.wire import ModelRecord
+from inferflux.broker.wire.policies import ModelRecord
 from inferflux.config.metrics import ApiMetrics
 from inferflux.config.settings import ModelSettings, RegistrySettings, Settings
 from inferflux.registry import amendments

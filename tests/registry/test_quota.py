@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from inferflux.broker.errors import Code
 from inferflux.broker.subjects import counter
-from inferflux.broker.wire import RateLimit
+from inferflux.broker.wire.policies import RateLimit
 from inferflux.registry import quota
 from inferflux.registry.quota import Reading, Scope
 

@@ -9,7 +9,7 @@ import pytest
 from inferflux.broker.errors import RevisionConflict
 from inferflux.broker.memory import MemoryBroker, MemoryHub
 from inferflux.broker.subjects import BUCKET_POLICY
-from inferflux.broker.wire import Fairness
+from inferflux.broker.wire.policies import Fairness
 from inferflux.registry.store import Document, Follower, PolicyStore, RecordRefused, Seal
 
 KEY = "fairness"

@@ -11,7 +11,7 @@ from inferflux.broker.broker import Entry
 from inferflux.broker.errors import ConfigError
 from inferflux.broker.memory import MemoryBroker
 from inferflux.broker.subjects import BUCKET_POLICY, BUCKET_TENANTS, KEY_FAIRNESS, KEY_MANIFEST
-from inferflux.broker.wire import Fairness
+from inferflux.broker.wire.policies import Fairness
 from inferflux.registry import passphrase
 from inferflux.registry.fairness import FairnessStore, fairness_document
 from inferflux.registry.identities import ApiKeys, TenantRecords

@@ -8,7 +8,8 @@ import pytest
 from inferflux.broker.broker import Tape, TapeEntry
 from inferflux.broker.errors import Code
 from inferflux.broker.subjects import RequestKey
-from inferflux.broker.wire import Frame, TokenLogprob, decode_frame, encode, failure
+from inferflux.broker.wire.base import encode
+from inferflux.broker.wire.requests import Frame, TokenLogprob, decode_frame, failure
 from inferflux.workers.answer import Answer, End, Label
 from inferflux.workers.engine.job import Job, Update
 from inferflux.workers.replay import EMPTY, Replay

@@ -13,7 +13,8 @@ from harness.nats import NatsServers
 
 from inferflux.broker.errors import Code
 from inferflux.broker.subjects import Series
-from inferflux.broker.wire import Frame, Limits, TenantLimit
+from inferflux.broker.wire.policies import Limits, TenantLimit
+from inferflux.broker.wire.requests import Frame
 from inferflux.config.settings import WorkerSettings
 from inferflux.registry.limits import LimitStore
 from inferflux.registry.quota import unpack

@@ -9,7 +9,8 @@ import pytest
 
 from inferflux.broker.fairshare import FairShare
 from inferflux.broker.memory import MemoryBroker, MemoryHub
-from inferflux.broker.wire import Gossip, decode_gossip, encode
+from inferflux.broker.wire.base import encode
+from inferflux.broker.wire.fleet import Gossip, decode_gossip
 from inferflux.config.settings import FairnessSettings
 from inferflux.workers import gossiper
 from inferflux.workers.gossiper import Gossiper

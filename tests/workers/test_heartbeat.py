@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from inferflux.broker.memory import MemoryBroker, MemoryHub
 from inferflux.broker.stamp import Stamper
 from inferflux.broker.subjects import BUCKET_WORKERS, encode_token
-from inferflux.broker.wire import WorkerBeat, decode_beat
+from inferflux.broker.wire.fleet import WorkerBeat, decode_beat
 from inferflux.config import version
 from inferflux.config.metrics import WorkerMetrics
 from inferflux.config.settings import Settings

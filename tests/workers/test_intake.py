@@ -13,7 +13,7 @@ from inferflux.broker.broker import Delivery, LaneLimits, Offer
 from inferflux.broker.fairshare import FairShare
 from inferflux.broker.memory import MemoryBroker, MemoryHub
 from inferflux.broker.subjects import HEADER_MSG_ID, HEADER_PREFIX, Lane, ServiceClass
-from inferflux.broker.wire import encode
+from inferflux.broker.wire.base import encode
 from inferflux.config.settings import FairnessSettings, QueueSettings, Settings
 from inferflux.registry.tenants import Tenants
 from inferflux.workers import placement

@@ -12,7 +12,7 @@ from inferflux.broker.errors import BrokerError
 from inferflux.broker.fairshare import FairShare
 from inferflux.broker.memory import MemoryBroker, MemoryHub
 from inferflux.broker.subjects import HEADER_PREFIX, Lane, ServiceClass
-from inferflux.broker.wire import Gossip, Hardware
+from inferflux.broker.wire.fleet import Gossip, Hardware
 from inferflux.config.settings import FairnessSettings
 from inferflux.workers import placement
 from inferflux.workers.advance import Advance

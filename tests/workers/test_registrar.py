@@ -18,7 +18,9 @@ from prometheus_client import CollectorRegistry
 from inferflux.broker.memory import MemoryBroker, MemoryHub
 from inferflux.broker.stamp import Stamper
 from inferflux.broker.subjects import Lane, RequestKey, ServiceClass
-from inferflux.broker.wire import Frame, Message, ModelBeat, ModelRecord, ModelRegistry, WarmPrefix, decode_frame
+from inferflux.broker.wire.fleet import ModelBeat
+from inferflux.broker.wire.policies import ModelRecord, ModelRegistry, WarmPrefix
+from inferflux.broker.wire.requests import Frame, Message, decode_frame
 from inferflux.config.metrics import WorkerMetrics
 from inferflux.config.settings import (
     ModelSettings,

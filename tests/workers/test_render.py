@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from inferflux.broker.errors import Code, RequestError
-from inferflux.broker.wire import Message
+from inferflux.broker.wire.requests import Message
 from inferflux.workers.backends.stub import StubTokenizer
 from inferflux.workers.render import Renderer
 

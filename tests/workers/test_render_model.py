@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from harness.model import model_path
 
-from inferflux.broker.wire import Message
+from inferflux.broker.wire.requests import Message
 from inferflux.config.settings import LlamaCppSettings, RuntimeSettings, SchedulerSettings
 from inferflux.workers.backends.backend import Backend
 from inferflux.workers.backends.opening import open_backend

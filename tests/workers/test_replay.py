@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from inferflux.broker.broker import Tape, TapeEntry
 from inferflux.broker.subjects import RequestKey
-from inferflux.broker.wire import Failure, Frame, Usage, encode
+from inferflux.broker.wire.base import encode
+from inferflux.broker.wire.requests import Failure, Frame, Usage
 from inferflux.workers.replay import Replay
 from inferflux.workers.seal import RequestSeal, Sealer
 

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from inferflux.broker.broker import Tape, TapeEntry
 from inferflux.broker.subjects import RequestKey
-from inferflux.broker.wire import Frame, Guardrails, GuardrailSet, TokenLogprob, decode_frame, encode
+from inferflux.broker.wire.base import encode
+from inferflux.broker.wire.policies import Guardrails, GuardrailSet
+from inferflux.broker.wire.requests import Frame, TokenLogprob, decode_frame
 from inferflux.config.settings import GuardrailSettings
 from inferflux.registry.guardrails.guard import Guard
 from inferflux.registry.guardrails.policy import Policy

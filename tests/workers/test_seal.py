@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inferflux.broker.subjects import RequestKey
-from inferflux.broker.wire import Frame
+from inferflux.broker.wire.requests import Frame
 from inferflux.workers.seal import Sealer
 
 KEY = RequestKey("a-replica", "request-1")

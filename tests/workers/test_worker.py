@@ -19,7 +19,8 @@ from inferflux.broker.memory import MemoryBroker, MemoryHub
 from inferflux.broker.prefix import prefix_digest
 from inferflux.broker.stamp import Stamp, Stamper
 from inferflux.broker.subjects import HEADER_PREFIX, HEADER_STAMP, Lane, RequestKey, ServiceClass, infer
-from inferflux.broker.wire import (
+from inferflux.broker.wire.base import encode
+from inferflux.broker.wire.requests import (
     ChatPrompt,
     Claim,
     Frame,
@@ -28,7 +29,6 @@ from inferflux.broker.wire import (
     decode_claim,
     decode_frame,
     decode_prompt,
-    encode,
 )
 from inferflux.config.metrics import WorkerMetrics
 from inferflux.config.settings import (

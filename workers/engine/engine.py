@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from inferflux.broker.errors import Code
-from inferflux.broker.wire import Failure, failure
+from inferflux.broker.wire.requests import Failure, failure
 from inferflux.config.logs import get_logger
 from inferflux.config.settings import FairnessSettings, PagedKVSettings, SchedulerSettings
 

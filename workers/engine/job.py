@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from inferflux.broker.subjects import ServiceClass
-from inferflux.broker.wire import Failure, FinishReason, TokenLogprob
+from inferflux.broker.wire.requests import Failure, FinishReason, TokenLogprob
 
 from ..backends.backend import SamplingParams
 from .offload import OffloadStats

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from inferflux.broker.errors import Code
-from inferflux.broker.wire import Failure, failure
+from inferflux.broker.wire.requests import Failure, failure
 
 from ..backends.backend import Capacity
 from .job import Job

@@ -9,7 +9,7 @@ from heapq import merge
 from operator import attrgetter
 
 from inferflux.broker.subjects import ServiceClass
-from inferflux.broker.wire import Failure
+from inferflux.broker.wire.requests import Failure
 from inferflux.config.settings import SchedulerSettings
 
 from ..backends.backend import Capacity, Chunk, Sample

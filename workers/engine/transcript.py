@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from inferflux.broker.wire import FinishReason, TokenLogprob
+from inferflux.broker.wire.requests import FinishReason, TokenLogprob
 
 from ..backends.backend import Logprob, Sample, Tokenizer
 from .decoder import TextDecoder

@@ -6,7 +6,7 @@ from typing import Any
 
 from inferflux.api.batches.agenda import Agenda
 from inferflux.api.batches.records import Kept
-from inferflux.broker.wire import Batch
+from inferflux.broker.wire.batches import Batch
 
 LEASE_S = 8.0
 

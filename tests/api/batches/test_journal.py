@@ -13,7 +13,7 @@ from inferflux.broker.errors import ObjectDamaged
 from inferflux.broker.memory import MemoryBroker, MemoryHub
 from inferflux.broker.objects import CHUNK_BYTES
 from inferflux.broker.subjects import OBJECTS_FILES, journal_name
-from inferflux.broker.wire import BatchEntry, LineCounts
+from inferflux.broker.wire.batches import BatchEntry, LineCounts
 
 NAME = journal_name("b1")
 

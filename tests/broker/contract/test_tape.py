@@ -10,7 +10,7 @@ from harness.world import WARM_UP, Inbox, World
 from inferflux.broker.broker import Broker, Reply, Tape
 from inferflux.broker.errors import ClaimLost
 from inferflux.broker.subjects import RequestKey
-from inferflux.broker.wire import Claim, Head
+from inferflux.broker.wire.requests import Claim, Head
 
 
 async def warm_up(world: World, worker: Broker, owner: str, inbox: Inbox) -> None:

@@ -10,7 +10,8 @@ import pytest
 from inferflux.broker.errors import ConfigError
 from inferflux.broker.memory import MemoryBroker, MemoryHub
 from inferflux.broker.subjects import Lane, ServiceClass
-from inferflux.broker.wire import ChatPrompt, CompletionPrompt, EmbeddingPrompt, Guardrails, GuardrailSet, Message
+from inferflux.broker.wire.policies import Guardrails, GuardrailSet
+from inferflux.broker.wire.requests import ChatPrompt, CompletionPrompt, EmbeddingPrompt, Message
 from inferflux.config.settings import GuardrailSetSettings, GuardrailSettings
 from inferflux.registry.guardrails.guard import Blocked, Guard, hits
 from inferflux.registry.guardrails.policy import Policy

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from inferflux.broker.wire import GuardrailAction
+from inferflux.broker.wire.policies import GuardrailAction
 from inferflux.registry.guardrails.folding import fold
 from inferflux.registry.guardrails.matcher import Decided, Matcher, Scanner, redacted
 from inferflux.registry.guardrails.pii import DETECTORS

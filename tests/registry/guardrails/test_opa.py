@@ -12,7 +12,7 @@ from harness.opa import OpaServer, answer, running_opa
 
 from inferflux.broker.errors import Code, ConfigError, RequestError
 from inferflux.broker.subjects import Lane, ServiceClass
-from inferflux.broker.wire import ChatPrompt, CompletionPrompt, Message
+from inferflux.broker.wire.requests import ChatPrompt, CompletionPrompt, Message
 from inferflux.config.settings import GuardrailSettings
 from inferflux.registry.guardrails.guard import Blocked, Guard
 from inferflux.registry.guardrails.opa import MAX_ANSWER_BYTES, Opa, endpoint

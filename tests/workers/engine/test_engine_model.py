@@ -8,7 +8,7 @@ import pytest
 from harness.engine import Recorder
 from harness.model import model_path
 
-from inferflux.broker.wire import Message
+from inferflux.broker.wire.requests import Message
 from inferflux.config.settings import LlamaCppSettings, RuntimeSettings, SchedulerSettings
 from inferflux.workers.backends.backend import Backend, SamplingParams
 from inferflux.workers.backends.opening import open_backend
