@@ -92,6 +92,11 @@ class FairShare:
         """What `set_backlog` said last."""
         return self._lines[lane.service_class].waiting.get(lane.tenant, 0)
 
+    @property
+    def num_waiting_in_all(self) -> int:
+        """What `set_backlog` said last of every lane."""
+        return sum(sum(line.waiting.values()) for line in self._lines.values())
+
     def choose(self, now_s: float, *, exclude: Collection[Lane] = (), above_batch: bool = False) -> Lane | None:
         """The lane to pull from next, or None when no lane outside `exclude` has a prompt waiting.
 

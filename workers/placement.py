@@ -162,7 +162,8 @@ class Placement:
         holder = min((peer for peer in peers if prefix in peer.prefixes), key=_load_told, default=None)
         if holder is not None and _load_told(holder) - room.load <= SLACK:
             return holder
-        if idlest is None:
+        if idlest is None or self._fair.num_waiting_in_all >= sum(map(self._num_free, peers)):
+            # Where as many wait as others have room for, these pull for themselves.
             return None
         # With it the other must have no more to do than this worker has without it, and not only just.
         others = self._load(idlest) + 1 / idlest.num_slots

@@ -142,6 +142,13 @@ async def test_a_prompt_without_a_known_beginning_goes_to_who_has_least_to_do(sc
     assert scene.held == (4, 4), "all of it without any news"
 
 
+async def test_others_pull_for_themselves_where_enough_waits(scene: Scene) -> None:
+    for num_waiting, held in ((8, (1, 0)), (7, (1, 1))):
+        scene.first.fair.set_backlog(LANE, num_waiting, 0.0)
+        await scene.first.placement.place(await scene.pull(None))
+        assert scene.held == held
+
+
 async def test_a_burst_is_shared_while_nobody_has_answered_yet(scene: Scene) -> None:
     pulled = [await scene.pull(None) for _ in range(8)]
     await asyncio.gather(*(scene.first.placement.place(each) for each in pulled))
