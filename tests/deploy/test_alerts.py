@@ -140,13 +140,15 @@ class Incidents:
         self.scrape("latency")
 
     def crowded(self) -> bool:
-        """Both in one scrape: the next one may find pages given back."""
+        """Both in one scrape: the next one may find pages given back. The alert looks at what replicas have heard of
+        each worker's cache, not at what the worker itself says."""
         self.scrape("queue")
-        greatest = {
-            metric: max((value for name, value in self.scrapes["queue"].items() if name.startswith(metric)), default=0)
-            for metric in ("inferflux_queue_depth{", "inferflux_kv_cache_usage_perc{")
-        }
-        return greatest["inferflux_queue_depth{"] > 16 and greatest["inferflux_kv_cache_usage_perc{"] > 0.96
+        scrape = self.scrapes["queue"].items()
+        depths = [value for name, value in scrape if name.startswith("inferflux_queue_depth{")]
+        usages = [
+            value for name, value in scrape if name.startswith("inferflux_kv_cache_usage_perc{") and ',worker="' in name
+        ]
+        return max(depths, default=0) > 16 and max(usages, default=0) > 0.96
 
     def full_tape(self) -> None:
         """Answers that the tape still keeps, until new requests are refused."""
