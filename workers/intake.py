@@ -85,6 +85,11 @@ class Intake:
             return Counter()
         return Counter(attempt.delivery.lane for attempt in self._mine())
 
+    @property
+    def _num_coming(self) -> int:
+        """Prompts that are being pulled or placed, of which each may take a slot."""
+        return len(self._pulls) + len(self._placing)
+
     def wake(self) -> None:
         """Something changed: a slot came free, or a prompt came in."""
         self._wake.set()
@@ -141,7 +146,7 @@ class Intake:
         if self.host is None or not self.fair.ready(time.monotonic()) or self._leaves_to_gpu(self.host):
             return
         while self._pulling:
-            above_batch = self.num_free_slots <= len(self._pulls) + len(self._placing)
+            above_batch = self.num_free_slots <= self._num_coming
             if above_batch and not self._may_preempt(self.host):
                 return
             under_way = Counter(self._pulls.values())
@@ -158,7 +163,7 @@ class Intake:
         if host.stats().batch_is_owed:
             return False
         above = [each.num_slots for each in self._here() if each.delivery.lane.service_class is not ServiceClass.BATCH]
-        num_left = host.num_slots - sum(above) - len(self._pulls) - len(self._placing)
+        num_left = host.num_slots - sum(above) - self._num_coming
         return num_left > 0 and not self.fair.free_slots_elsewhere(time.monotonic())
 
     async def _pull(self, lane: Lane) -> None:
@@ -222,7 +227,7 @@ class Intake:
         if host is None or not self._pulling or self._hangs:
             return None
         num_used = sum(attempt.num_slots for attempt in self._here())
-        return Room(host.num_slots, num_used, host.capacity.hardware, len(self._pulls) + len(self._placing))
+        return Room(host.num_slots, num_used, host.capacity.hardware, self._num_coming)
 
     def _rang(self, lane: Lane) -> None:
         self._num_bells[lane] += 1

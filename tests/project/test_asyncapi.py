@@ -37,7 +37,11 @@ def test_it_is_up_to_date(generator: ModuleType) -> None:
 
 
 def test_every_message_of_the_wire_is_there(generator: ModuleType, document: Any) -> None:
-    assert set(generator.structs()) <= set(document["components"]["messages"])
+    known, messages = generator.structs(), set(document["components"]["messages"])
+    assert set(known) <= messages
+    modules = {path.stem for path in (ROOT / "broker" / "wire").glob("*.py")} - {"__init__", "base"}
+    assert {each.__module__.rpartition(".")[2] for each in known.values()} == modules, "a module is left out"
+    assert {"CompletionPrompt", "ChatPrompt", "EmbeddingPrompt", "Frame", "Claim"} <= messages
 
 
 def references(node: Any) -> Iterator[str]:

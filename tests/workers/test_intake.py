@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -38,21 +39,46 @@ class SlowCounts(MemoryBroker):
         return stored
 
 
+def new_intake(
+    broker: MemoryBroker,
+    settings: Settings,
+    accept: Callable[[Delivery], None],
+    *,
+    fair: FairShare | None = None,
+    attempts: Callable[[], Iterable[Any]] = tuple,
+) -> Intake:
+    return Intake(
+        "m",
+        broker,
+        fair or FairShare("m", "w0", "epoch", settings.fairness),
+        Tenants.from_settings(settings),
+        settings,
+        attempts=attempts,
+        accept=lambda delivery, _: accept(delivery),
+    )
+
+
+@asynccontextmanager
+async def pulling(intake: Intake) -> AsyncIterator[None]:
+    """It listens and pulls; afterwards it has left."""
+    await intake.join()
+    running = asyncio.create_task(intake.run())
+    try:
+        async with asyncio.timeout(30):
+            yield
+    finally:
+        intake.stop()
+        await running
+        await intake.leave()
+
+
 class Scene:
     """A worker without an engine: it hears everything and pulls nothing."""
 
     def __init__(self) -> None:
         self.broker = SlowCounts()
         self.fair = FairShare("m", "w0", "e", SETTINGS.fairness)
-        self.intake = Intake(
-            "m",
-            self.broker,
-            self.fair,
-            Tenants.from_settings(SETTINGS),
-            SETTINGS,
-            attempts=lambda: (),
-            accept=lambda *_: None,
-        )
+        self.intake = new_intake(self.broker, SETTINGS, lambda _: None, fair=self.fair)
 
     async def join(self) -> None:
         """Begin to listen; the first count is under way then."""
@@ -147,36 +173,32 @@ async def test_a_lane_that_ought_to_have_something_is_counted_again_at_once() ->
         queue=QueueSettings(resync_interval_s=3600.0), fairness=FairnessSettings(gossip_interval_s=0.01)
     )
     pulled: asyncio.Queue[Delivery] = asyncio.Queue()
-    intake = Intake(
-        "m",
-        broker,
-        FairShare("m", "w0", "e", settings.fairness),
-        Tenants.from_settings(settings),
-        settings,
-        attempts=lambda: (),
-        accept=lambda delivery, _: pulled.put_nowait(delivery),
-    )
+    intake = new_intake(broker, settings, pulled.put_nowait)
     intake.host = engine(1)
     for number in range(3):
         await broker.publish_prompt(LANE, b"{}", msg_id=str(number))
-    await intake.join()
-    running = asyncio.create_task(intake.run())
-    try:
-        async with asyncio.timeout(30):
-            await pulled.get()
-    finally:
-        intake.stop()
-        await running
-        await intake.leave()
+    async with pulling(intake):
+        await pulled.get()
     assert broker.num_pulls >= 2
 
 
-class MutePeer(MemoryBroker):
-    """Offers are answered on a word from the test."""
+class Waiting(MemoryBroker):
+    """Something is answered on a word from the test, at the latest when it has ended."""
 
     def __init__(self) -> None:
         super().__init__(MemoryHub())
         self.asked, self.answer = asyncio.Event(), asyncio.Event()
+
+    @asynccontextmanager
+    async def answers(self) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            self.answer.set()
+
+
+class MutePeer(Waiting):
+    """What waits are offers."""
 
     async def forward(self, delivery: Delivery, to: str, offer: Offer) -> bool:
         self.asked.set()
@@ -193,44 +215,24 @@ async def test_a_prompt_on_offer_holds_back_no_other_and_is_still_awaited(monkey
     monkeypatch.setattr(fair, "peers", lambda _: [gossip])
     monkeypatch.setattr(placement, "WAIT_S", 0.0)
     pulled: asyncio.Queue[Delivery] = asyncio.Queue()
-    intake = Intake(
-        "m",
-        broker,
-        fair,
-        Tenants.from_settings(settings),
-        settings,
-        attempts=lambda: (),
-        accept=lambda delivery, _: pulled.put_nowait(delivery),
-    )
+    intake = new_intake(broker, settings, pulled.put_nowait, fair=fair)
     intake.host = engine(2)
-    await intake.join()
-    running = asyncio.create_task(intake.run())
-    try:
-        async with asyncio.timeout(30):
-            headers = {HEADER_PREFIX: "0123abcd"}
-            await broker.publish_prompt(LANE, b"{}", msg_id="offered", headers=headers)
-            await broker.asked.wait()
-            assert intake.awaits(LANE.tenant), "its cancel would be lost"
-            await broker.publish_prompt(LANE, b"{}", msg_id="another")
-            assert (await pulled.get()).headers[HEADER_MSG_ID] == "another"
-            broker.answer.set()
-            while intake._placing:
-                await asyncio.sleep(0)
-    finally:
+    async with pulling(intake), broker.answers():
+        headers = {HEADER_PREFIX: "0123abcd"}
+        await broker.publish_prompt(LANE, b"{}", msg_id="offered", headers=headers)
+        await broker.asked.wait()
+        assert intake.awaits(LANE.tenant), "its cancel would be lost"
+        await broker.publish_prompt(LANE, b"{}", msg_id="another")
+        assert (await pulled.get()).headers[HEADER_MSG_ID] == "another"
         broker.answer.set()
-        intake.stop()
-        await running
-        await intake.leave()
+        while intake._placing:
+            await asyncio.sleep(0)
     assert pulled.empty()
     assert (intake.num_free_slots, intake._tell(0.0).num_slots) == (0, 0), "who leaves has no room"
 
 
-class HeldPulls(MemoryBroker):
-    """Its pulls end on a word from the test."""
-
-    def __init__(self) -> None:
-        super().__init__(MemoryHub())
-        self.asked, self.answer = asyncio.Event(), asyncio.Event()
+class HeldPulls(Waiting):
+    """What waits are pulls."""
 
     async def pull(self, lane: Lane, limits: LaneLimits) -> Delivery | None:
         self.asked.set()
@@ -247,38 +249,24 @@ async def test_a_slot_that_a_pull_may_fill_is_not_given_to_an_offer(
     broker = HeldPulls()
     settings = Settings(fairness=FairnessSettings(gossip_interval_s=0.01))
     held: list[Any] = []
-    intake = Intake(
-        "m",
-        broker,
-        FairShare("m", "w0", "epoch", settings.fairness),
-        Tenants.from_settings(settings),
-        settings,
-        attempts=lambda: held,
-        accept=lambda delivery, _: held.append(
-            SimpleNamespace(delivery=delivery, host=host, num_slots=1, charged=True)
-        ),
-    )
-    host = intake.host = engine(1)
-    await intake.join()
+
+    def hold(delivery: Delivery) -> None:
+        held.append(SimpleNamespace(delivery=delivery, host=intake.host, num_slots=1, charged=True))
+
+    intake = new_intake(broker, settings, hold, attempts=lambda: held)
+    intake.host = engine(1)
     other = MemoryBroker(broker.hub)
     for msg_id in ("offered", "another"):
         await other.publish_prompt(LANE, b"{}", msg_id=msg_id)
     offered = await other.pull(LANE, LaneLimits(max_running=2, lease_s=30.0, idle_s=600.0))
     assert offered is not None
-    running = asyncio.create_task(intake.run())
-    try:
-        async with asyncio.timeout(30):
-            await broker.asked.wait()
-            if empty:
-                await other.drop_prompt(offered.seq + 1)
-            forwarding = asyncio.create_task(other.forward(offered, "epoch", Offer("w1", 1.0)))
-            while not intake.placement._undecided:
-                await asyncio.sleep(0)
-            broker.answer.set()
-            assert await forwarding is empty
-            assert [each.delivery.headers[HEADER_MSG_ID] for each in held] == ["offered" if empty else "another"]
-    finally:
+    async with pulling(intake), broker.answers():
+        await broker.asked.wait()
+        if empty:
+            await other.drop_prompt(offered.seq + 1)
+        forwarding = asyncio.create_task(other.forward(offered, "epoch", Offer("w1", 1.0)))
+        while not intake.placement._undecided:
+            await asyncio.sleep(0)
         broker.answer.set()
-        intake.stop()
-        await running
-        await intake.leave()
+        assert await forwarding is empty
+        assert [each.delivery.headers[HEADER_MSG_ID] for each in held] == ["offered" if empty else "another"]
